@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Layout of the shared-memory ring of one stream: types and asserted offsets, no function.
+ *
+ * Two memfds, both made and sized by the daemon and passed with StreamOpened when both sides speak the ring:
+ *   C  the client writes, the daemon reads: struct mlacat_ring_client, then the submission entries. To the daemon it is
+ *      untrusted input: every word is read once, copied, checked, used from the copy.
+ *   D  the daemon writes, the client maps it read-only (sealed with F_SEAL_FUTURE_WRITE): struct mlacat_ring_daemon,
+ *      then the completion entries.
+ * Offsets of the arrays, the number of entries (a power of two) and the feature bits are told in the StreamOpened
+ * message and not compiled in, so that the layout can grow. Indices count up for ever and wrap at 2^32; the entry of an
+ * index is index & (entries - 1). Every word that one side polls while the other writes stands on a 128-byte line of
+ * its own (processors fetch pairs of lines). All numbers are in host byte order: both sides are one machine.
+ *
+ * Version 1 of the protocol has no feature bit for the ring yet: nothing sends these pages.
+ */
+#ifndef MLACAT_ABI_H
+#define MLACAT_ABI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+#define MLACAT_ABI_ASSERT(cond, text) static_assert(cond, text)
+#define MLACAT_ABI_ALIGN(n) alignas(n)
+#else
+#define MLACAT_ABI_ASSERT(cond, text) _Static_assert(cond, text)
+#define MLACAT_ABI_ALIGN(n) _Alignas(n)
+#endif
+
+#define MLACAT_ABI_LINE 128u
+#define MLACAT_ABI_OPERANDS 3u
+
+/* A buffer as BufferRef of mlacat.proto. */
+struct mlacat_ring_buffer {
+    uint32_t id;
+    uint32_t generation;
+};
+
+/* One call. Shapes follow from the four extents by the op table. */
+struct mlacat_ring_submission {
+    uint64_t call_id; /* echoed in the completion */
+    uint16_t op;      /* mlacat_ops.def */
+    uint16_t dtype;   /* mlacat_dtypes.def */
+    uint32_t flags;   /* MLACAT_RING_SUBMIT_* */
+    uint64_t ready;   /* with MLACAT_RING_SUBMIT_READY: launch when the stream's ready word has reached this value */
+    uint64_t deadline_us; /* as Call.deadline_us */
+    struct mlacat_ring_buffer buffer[MLACAT_ABI_OPERANDS];
+    uint64_t offset_bytes[MLACAT_ABI_OPERANDS];
+    uint64_t dim0;
+    uint64_t dim1;
+    uint64_t width_first;
+    uint64_t width_second;
+    int64_t stride[MLACAT_ABI_OPERANDS][2]; /* elements, of dimensions 0 and 1; the last one's is 1 */
+    uint64_t reserved[4];                   /* zero */
+};
+
+#define MLACAT_RING_SUBMIT_READY (1u << 0) /* gated by `ready` */
+#define MLACAT_RING_SUBMIT_DONE \
+    (1u << 1) /* the device writes the call's sequence number into the stream's `done` word */
+
+struct mlacat_ring_completion {
+    uint64_t call_id;
+    uint16_t status; /* mlacat_status.def */
+    uint16_t scope;
+    uint32_t reserved;
+    uint64_t queue_ns;
+    uint64_t device_ns;
+};
+
+/* Start of page C. */
+struct mlacat_ring_client {
+    MLACAT_ABI_ALIGN(128) uint32_t submit_tail;   /* client: entries written; daemon polls */
+    MLACAT_ABI_ALIGN(128) uint32_t complete_head; /* client: completions read; daemon reads when it may be full */
+    MLACAT_ABI_ALIGN(128)
+    uint32_t waiting; /* client: 1 before it parks on the futex `waiting`; daemon wakes, never trusts it */
+    MLACAT_ABI_ALIGN(128) uint64_t ready; /* client, or its GPU: value reached by the work that calls wait for */
+    MLACAT_ABI_ALIGN(128)
+    uint64_t done; /* daemon, or its GPU: sequence number that a client GPU waits for; never read back */
+};
+
+/* Start of page D. */
+struct mlacat_ring_daemon {
+    MLACAT_ABI_ALIGN(128) uint32_t submit_head;   /* daemon: entries taken; client reads when the ring may be full */
+    MLACAT_ABI_ALIGN(128) uint32_t complete_tail; /* daemon: completions written; client polls */
+    MLACAT_ABI_ALIGN(128) uint32_t sleeping; /* daemon: 1 when the worker must be woken through the doorbell eventfd */
+    MLACAT_ABI_ALIGN(128) uint64_t fence;    /* device: sequence number of the last call whose output is written */
+};
+
+MLACAT_ABI_ASSERT(sizeof(struct mlacat_ring_submission) == 192, "a submission entry is 192 bytes");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, op) == 8, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, dtype) == 10, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, flags) == 12, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, ready) == 16, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, deadline_us) == 24, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, buffer) == 32, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, offset_bytes) == 56, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, dim0) == 80, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, dim1) == 88, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, width_first) == 96, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, width_second) == 104, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, stride) == 112, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, reserved) == 160, "layout");
+
+MLACAT_ABI_ASSERT(sizeof(struct mlacat_ring_completion) == 32, "a completion entry is 32 bytes");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_completion, status) == 8, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_completion, scope) == 10, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_completion, queue_ns) == 16, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_completion, device_ns) == 24, "layout");
+
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_client, submit_tail) == 0, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_client, complete_head) == 128, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_client, waiting) == 256, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_client, ready) == 384, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_client, done) == 512, "layout");
+MLACAT_ABI_ASSERT(sizeof(struct mlacat_ring_client) == 640, "layout");
+
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_daemon, submit_head) == 0, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_daemon, complete_tail) == 128, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_daemon, sleeping) == 256, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_daemon, fence) == 384, "layout");
+MLACAT_ABI_ASSERT(sizeof(struct mlacat_ring_daemon) == 512, "layout");
+
+#endif
