@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The concat-MLA kernels for GPUs. One text for NVRTC; it needs nothing but concat_mla_args.h.
+ *
+ *     out[i, j, 0 : a_bytes)               = a[i, j, 0 : a_bytes)
+ *     out[i, j, a_bytes : a_bytes+b_bytes) = b[i, j, 0 : b_bytes)      i < dim0, j < dim1
+ *
+ *     operand  role    element  strides of i and j       addresses, strides and widths are multiples of
+ *     out      output  bytes    any, no two rows share   the kernel's vector: 16, 8, 4, 2 or 1 bytes
+ *     a        input   bytes    any, 0 and negative too  the same
+ *     b        input   bytes    any, 0 and negative too  the same
+ *
+ * No operand is NULL but b with b_bytes == 0 (concat_mla_launch.c makes other calls so). No byte that is read is
+ * written by the same launch, so inputs may go through the read-only path.
+ *
+ * Kernels: concat_mla_V for a vector of V bytes, and concat_mla_16_A_B with the widths A and B known to the compiler,
+ * for each WIDTHS(A, B) in the option -DCONCAT_MLA_WIDTHS=WIDTHS(256,128)WIDTHS(128,64).
+ *
+ * Thread map. Two of them; a unit is what the range counts.
+ *   flat, 16 and 8 bytes: a unit is one vector of the output, in order of rows and, within a row, of addresses. Block k
+ *       copies units [k * T * U, (k + 1) * T * U), its thread t units t, t + T, ... So neighbours read and write
+ *       neighbouring vectors whatever the widths are, and no lane idles at the end of a row.
+ *   windows, 4, 2 and 1 bytes: a unit is a window of 32 * U vectors of a row (the last one is shorter), copied by one
+ *       warp, lane l copying vectors l, l + 32, ... The work to find the row, which would take longer than such a small
+ *       vector itself, is done once for U of them.
+ * Measured on an H200 (docs/performance.md lists the variants; tests/bench/bench_cuda_kernel measures this text): more
+ * bytes in flight for each multiprocessor (more vectors a thread, loads that skip the first cache) are slower on large
+ * calls, and so is a grid of as many blocks as fit.
+ */
+#include "concat_mla_args.h"
+
+#define FLAT_THREADS 128
+#define WINDOW_THREADS 256
+#define WARP_THREADS 32
+
+#ifndef CONCAT_MLA_WIDTHS
+#define CONCAT_MLA_WIDTHS
+#endif
+
+typedef unsigned long long u64;
+
+/* U of the thread map. */
+template <typename V> struct vectors_of;
+template <> struct vectors_of<uint4> {
+    static const unsigned nr = 2;
+};
+template <> struct vectors_of<uint2> {
+    static const unsigned nr = 4;
+};
+template <> struct vectors_of<unsigned> {
+    static const unsigned nr = 3;
+};
+template <> struct vectors_of<unsigned short> {
+    static const unsigned nr = 6;
+};
+template <> struct vectors_of<unsigned char> {
+    static const unsigned nr = 6;
+};
+
+/* A row of the launch: q counts from its first row, `carry` is how many times j began again at 0 up to there. */
+struct row {
+    unsigned q;
+    unsigned carry;
+};
+
+static __device__ __forceinline__ unsigned divide(unsigned n, unsigned multiplier, unsigned shift)
+{
+    return (unsigned)(((u64)n * multiplier) >> shift);
+}
+
+static __device__ __forceinline__ struct row find_row(unsigned q, const struct concat_mla_args &args,
+                                                      const struct concat_mla_range &range)
+{
+    return {q, divide(range.first_j + q, range.dim1_multiplier, range.dim1_shift)};
+}
+
+/*
+ * Where a row of an operand begins: each carry is one step of i and takes back dim1 steps of j. Unsigned, because the
+ * sums wrap for negative strides.
+ */
+template <typename P>
+static __device__ __forceinline__ P *at_row(P *base, struct row row, long long stride0, long long stride1, u64 dim1)
+{
+    return base + (long long)(row.q * (u64)stride1 + row.carry * ((u64)stride0 - dim1 * (u64)stride1));
+}
+
+#define ROW_OF(x) (V *)at_row((unsigned char *)args.x, row, args.x##_stride0, args.x##_stride1, args.dim1)
+#define CONST_ROW_OF(x) \
+    (const V *)at_row((const unsigned char *)args.x, row, args.x##_stride0, args.x##_stride1, args.dim1)
+
+/* A and B: the widths in bytes, or both 0 where the arguments tell them. */
+template <typename V, unsigned A, unsigned B>
+static __device__ __forceinline__ void copy_flat(const struct concat_mla_args &args,
+                                                 const struct concat_mla_range &range)
+{
+    static_assert(A % sizeof(V) == 0 && B % sizeof(V) == 0, "widths are multiples of the vector");
+    const unsigned nr = vectors_of<V>::nr;
+    const unsigned a_vectors = A + B ? A / sizeof(V) : (unsigned)(args.a_bytes / sizeof(V));
+    const unsigned row_vectors = A + B ? (A + B) / sizeof(V) : (unsigned)((args.a_bytes + args.b_bytes) / sizeof(V));
+    const unsigned first = blockIdx.x * (FLAT_THREADS * nr) + threadIdx.x;
+    V value[nr];
+    V *to[nr];
+#pragma unroll
+    for (unsigned u = 0; u < nr; u++) {
+        const unsigned x = first + u * FLAT_THREADS;
+        to[u] = nullptr;
+        if (x < range.units) {
+            const unsigned q = A + B ? x / row_vectors : divide(x, range.row_multiplier, range.row_shift);
+            const unsigned c = x - q * row_vectors;
+            const struct row row = find_row(q, args, range);
+            to[u] = ROW_OF(out) + c;
+            value[u] = c < a_vectors ? __ldg(CONST_ROW_OF(a) + c) : __ldg(CONST_ROW_OF(b) + (c - a_vectors));
+        }
+    }
+#pragma unroll
+    for (unsigned u = 0; u < nr; u++) {
+        if (to[u]) {
+            *to[u] = value[u];
+        }
+    }
+}
+
+template <typename V>
+static __device__ __forceinline__ void copy_window(const struct concat_mla_args &args,
+                                                   const struct concat_mla_range &range)
+{
+    const unsigned nr = vectors_of<V>::nr;
+    const unsigned a_vectors = (unsigned)(args.a_bytes / sizeof(V));
+    const unsigned row_vectors = (unsigned)((args.a_bytes + args.b_bytes) / sizeof(V));
+    const unsigned row_windows = (row_vectors + WARP_THREADS * nr - 1) / (WARP_THREADS * nr);
+    const unsigned x = blockIdx.x * (WINDOW_THREADS / WARP_THREADS) + threadIdx.x / WARP_THREADS;
+    if (x >= range.units) {
+        return;
+    }
+    const unsigned q = divide(x, range.row_multiplier, range.row_shift);
+    const unsigned first = (x - q * row_windows) * (WARP_THREADS * nr) + threadIdx.x % WARP_THREADS;
+    const struct row row = find_row(q, args, range);
+    const V *a = CONST_ROW_OF(a);
+    const V *b = CONST_ROW_OF(b);
+    V *out = ROW_OF(out);
+    V value[nr];
+#pragma unroll
+    for (unsigned u = 0; u < nr; u++) {
+        const unsigned c = first + u * WARP_THREADS;
+        if (c < row_vectors) {
+            value[u] = c < a_vectors ? __ldg(a + c) : __ldg(b + (c - a_vectors));
+        }
+    }
+#pragma unroll
+    for (unsigned u = 0; u < nr; u++) {
+        const unsigned c = first + u * WARP_THREADS;
+        if (c < row_vectors) {
+            out[c] = value[u];
+        }
+    }
+}
+
+#define KERNEL(name, threads, body)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ struct concat_mla_args args,   \
+                                                               const __grid_constant__ struct concat_mla_range range) \
+    {                                                                                                                 \
+        body(args, range);                                                                                            \
+    }
+#define WIDTHS(a, b) KERNEL(concat_mla_16_##a##_##b, FLAT_THREADS, (copy_flat<uint4, a, b>))
+
+KERNEL(concat_mla_16, FLAT_THREADS, (copy_flat<uint4, 0, 0>))
+KERNEL(concat_mla_8, FLAT_THREADS, (copy_flat<uint2, 0, 0>))
+KERNEL(concat_mla_4, WINDOW_THREADS, copy_window<unsigned>)
+KERNEL(concat_mla_2, WINDOW_THREADS, copy_window<unsigned short>)
+KERNEL(concat_mla_1, WINDOW_THREADS, copy_window<unsigned char>)
+CONCAT_MLA_WIDTHS

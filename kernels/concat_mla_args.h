@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The arguments of every concat-MLA kernel, by value: CPU and GPU alike. Everything is in bytes, so that a kernel
+ * knows nothing of element types.
+ *
+ *     out[i, j, 0 : a_bytes)               = a[i, j, 0 : a_bytes)
+ *     out[i, j, a_bytes : a_bytes+b_bytes) = b[i, j, 0 : b_bytes)      i < dim0, j < dim1
+ *
+ * where x[i, j, t] is the byte at x + i * x_stride0 + j * x_stride1 + t. A stride of 0 broadcasts an input (k_rope over
+ * the heads). A part whose pointer is NULL is not copied: its bytes in the output are not touched. Strides may be
+ * negative. The caller has proven that outputs overlap neither each other nor an input that is read, and that no
+ * address overflows.
+ */
+#ifndef CONCAT_MLA_ARGS_H
+#define CONCAT_MLA_ARGS_H
+
+struct concat_mla_args {
+    void *out;
+    const void *a;
+    const void *b;
+    unsigned long long dim0;
+    unsigned long long dim1;
+    long long out_stride0;
+    long long out_stride1;
+    long long a_stride0;
+    long long a_stride1;
+    long long b_stride0;
+    long long b_stride1;
+    unsigned long long a_bytes;
+    unsigned long long b_bytes;
+};
+
+/*
+ * Which part of a call one GPU launch copies, by value beside the arguments: `units` units from row (i, j) =
+ * (first_i, first_j), whose addresses are what the pointers in that launch's arguments hold. Unit x belongs to row
+ *     q = x / (units of a row) counted from there, which is (first_i + t / dim1, t % dim1) with t = first_j + q
+ * The divisions are multiplications: n / d == (n * multiplier) >> shift, in 64 bits, for all n < 2^31. So units,
+ * first_j and t are less than 2^31; a longer call is several launches. concat_mla_launch.h fills it.
+ */
+struct concat_mla_range {
+    unsigned units;
+    unsigned first_j;
+    unsigned row_multiplier;
+    unsigned dim1_multiplier; /* 0: all rows have i = first_i */
+    unsigned char row_shift;
+    unsigned char dim1_shift;
+    unsigned char reserved[2];
+};
+
+#ifdef __cplusplus
+static_assert(sizeof(struct concat_mla_args) == 104, "the host and the device compiler agree on the layout");
+static_assert(sizeof(struct concat_mla_range) == 20, "the host and the device compiler agree on the layout");
+#else
+_Static_assert(sizeof(struct concat_mla_args) == 104, "the host and the device compiler agree on the layout");
+_Static_assert(sizeof(struct concat_mla_range) == 20, "the host and the device compiler agree on the layout");
+#endif
+
+#endif
