@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The device interface: what an accelerator (or the CPU) must do for the service. tests/contract runs one suite over
+ * every row.
+ *
+ * Owns:     a device owns its imported memory and its streams; the caller owns the pointers that it got until it gives
+ *           them back.
+ * Thread:   `open`, `close`, `mem_import`, `mem_release`, `tend`, `stream_open`, `stream_close`: the device's control
+ *           thread only (the thread that opens it before that one runs), and they may block. `submit`, `poll`: the
+ *           one worker thread that the stream belongs to, never blocking.
+ * Lifetime: open -> (import/release, stream_open/close, submit/poll)* -> close. close needs all streams closed and all
+ *           memory released.
+ * Errors:   as said with each slot. NODEV and AGAIN never leave the server.
+ */
+#ifndef MLACAT_DEVICE_DEVICE_H
+#define MLACAT_DEVICE_DEVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "memory.h"
+#include "op.h"
+#include "status.h"
+
+struct device;
+struct device_memory;
+struct device_stream;
+
+#define DEVICE_UUID_BYTES 64
+#define DEVICE_NAME_BYTES 128
+#define DEVICE_TEND_LATER UINT64_MAX
+
+enum device_answer {
+    DEVICE_OK,
+    DEVICE_NODEV, /* open: this machine has no such device; go on without it */
+    DEVICE_AGAIN, /* submit: full; nothing was taken, try again after a poll */
+    DEVICE_ERROR  /* the error says what */
+};
+
+struct device_info {
+    char uuid[DEVICE_UUID_BYTES]; /* "host", "GPU-..." */
+    char name[DEVICE_NAME_BYTES];
+    const char *kind; /* "host", "cuda" */
+};
+
+/* One proven call for a device stream. Copied by submit. */
+struct device_call {
+    struct op_plan plan;
+    struct device_memory *memory[OP_OPERANDS]; /* pinned by the caller until the completion */
+    void *cookie;                              /* given back in the completion */
+};
+
+struct device_completion {
+    void *cookie;
+    /* code OK (the rest is then not set), or why the call failed; scope SESSION: the memory itself was bad */
+    struct error error;
+};
+
+struct device_ops {
+    const char *kind;
+
+    /* DEVICE_OK: *device is made and *info filled. DEVICE_NODEV: there is none, `err` says why. DEVICE_ERROR: stop the
+     * start. */
+    enum device_answer (*open)(const char *uuid, struct device **device, struct device_info *info, struct error *err);
+    void (*close)(struct device *device);
+
+    /* Takes the fds of `request` in every outcome. OK: *memory is the caller's until mem_release. Errors:
+     * INVALID_ARGUMENT (not this device's kind of memory, size wrong), FAILED_PRECONDITION (seals), RESOURCE_EXHAUSTED,
+     * INTERNAL. */
+    enum mlacat_status (*mem_import)(struct device *device, struct memory_request *request,
+                                     struct device_memory **memory, struct memory_info *info, struct error *err);
+    /* No call in flight uses the memory. */
+    void (*mem_release)(struct device *device, struct device_memory *memory);
+    /* Does one piece of what a release left for later, if it is time. Called after each job and before the control
+     * thread sleeps, and again after the nanoseconds that it returns; DEVICE_TEND_LATER: not before the next job. */
+    uint64_t (*tend)(struct device *device);
+
+    enum mlacat_status (*stream_open)(struct device *device, struct device_stream **stream, struct error *err);
+    /* No call of the stream is in flight. */
+    void (*stream_close)(struct device_stream *stream);
+
+    /* DEVICE_OK: the call completes exactly once, through poll. Anything else: it never will. Calls of one stream run
+     * in order. */
+    enum device_answer (*submit)(struct device_stream *stream, const struct device_call *call, struct error *err);
+    /* Gives at most `max` completions in order of submission and returns their number; does a bounded piece of work
+     * (about 1 ms at most) where the device has no engine of its own. Does not block. -1: the device is lost, `err`
+     * says why, nothing more will complete. */
+    int (*poll)(struct device_stream *stream, struct device_completion *done, int max, struct error *err);
+};
+
+/* The rows; which of them a daemon serves is its configuration. */
+extern const struct device_ops device_host_ops;
+extern const struct device_ops device_cuda_ops;
+
+#endif

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The CPU as a device. It has no engine of its own: the worker thread that polls a stream does the work, in slices, so
+ * that it can look after its other streams in between.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "concat_mla_host.h"
+#include "device.h"
+#include "host_guard.h"
+#include "host_memory.h"
+
+#define HOST_UUID "host"
+/* Calls that a stream holds; a power of two. */
+#define STREAM_CALLS 64
+/* Bytes read and written that a stream takes ahead: a call behind a long one still waits in its queue, where it can be
+ * cancelled. */
+#define AHEAD_BYTES ((uint64_t)4 << 20)
+/* How long one poll works. What a row costs depends on its bytes, strides and pages, so a poll goes in steps of at most
+ * so many rows and bytes and looks at the clock after each. */
+#define POLL_NS 500000
+#define STEP_ROWS 256
+#define STEP_BYTES ((uint64_t)256 << 10)
+
+struct device {
+    uint64_t streaming_bytes;
+};
+
+struct device_stream {
+    struct device *device;
+    uint32_t head;      /* calls begun and finished; both count up and wrap */
+    uint32_t tail;      /* calls submitted */
+    uint64_t rows_run;  /* of the call at the head */
+    uint64_t bytes_run; /* of the row that is wider than a step */
+    uint64_t held_bytes;
+    struct device_call calls[STREAM_CALLS];
+};
+
+static enum device_answer host_open(const char *uuid, struct device **device, struct device_info *info,
+                                    struct error *err)
+{
+    if (uuid && strcmp(uuid, HOST_UUID) != 0) {
+        error_set(err, MLACAT_NOT_FOUND, "there is no host device \"%.64s\": its name is \"%s\"", uuid, HOST_UUID);
+        return DEVICE_NODEV;
+    }
+    struct device *made = calloc(1, sizeof(*made));
+    if (!made) {
+        error_set(err, MLACAT_RESOURCE_EXHAUSTED, "no memory for the host device");
+        return DEVICE_ERROR;
+    }
+    if (host_guard_install(err) != MLACAT_OK) {
+        free(made);
+        return DEVICE_ERROR;
+    }
+    made->streaming_bytes = concat_mla_host_streaming_bytes();
+    struct utsname system;
+    memset(info, 0, sizeof(*info));
+    memcpy(info->uuid, HOST_UUID, sizeof(HOST_UUID));
+    snprintf(info->name, sizeof(info->name), "host CPU, %.64s, %ld online", uname(&system) == 0 ? system.machine : "?",
+             sysconf(_SC_NPROCESSORS_ONLN));
+    info->kind = device_host_ops.kind;
+    *device = made;
+    return DEVICE_OK;
+}
+
+static void host_close(struct device *device)
+{
+    free(device);
+}
+
+static enum mlacat_status host_mem_import(struct device *device, struct memory_request *request,
+                                          struct device_memory **memory, struct memory_info *info, struct error *err)
+{
+    (void)device;
+    return host_memory_import(request, memory, info, err);
+}
+
+static void host_mem_release(struct device *device, struct device_memory *memory)
+{
+    (void)device;
+    host_memory_release(memory);
+}
+
+static uint64_t host_tend(struct device *device)
+{
+    (void)device;
+    return DEVICE_TEND_LATER;
+}
+
+static enum mlacat_status host_stream_open(struct device *device, struct device_stream **stream, struct error *err)
+{
+    struct device_stream *made = calloc(1, sizeof(*made));
+    if (!made) {
+        return error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the daemon is out of memory: close streams");
+    }
+    made->device = device;
+    *stream = made;
+    return MLACAT_OK;
+}
+
+static void host_stream_close(struct device_stream *stream)
+{
+    free(stream);
+}
+
+/* op_validate proved that the product fits: the extents lie in a buffer, and a call of no bytes has no rows here. */
+static uint64_t rows_to_run(const struct op_plan *plan)
+{
+    return plan->copy[OP_OUT] ? plan->dim0 * plan->dim1 : 0;
+}
+
+static enum device_answer host_submit(struct device_stream *stream, const struct device_call *call, struct error *err)
+{
+    if (stream->tail - stream->head == STREAM_CALLS || stream->held_bytes >= AHEAD_BYTES) {
+        error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the device stream holds %u calls: poll it first",
+                  stream->tail - stream->head);
+        return DEVICE_AGAIN;
+    }
+    stream->held_bytes += call->plan.bytes;
+    stream->calls[stream->tail % STREAM_CALLS] = *call;
+    stream->tail++;
+    return DEVICE_OK;
+}
+
+static struct concat_mla_args kernel_args(const struct device_call *call)
+{
+    const struct op_plan *plan = &call->plan;
+    struct concat_mla_args args = {
+        .out = call->memory[OP_OUT]->base + plan->offset_bytes[OP_OUT],
+        .dim0 = plan->dim0,
+        .dim1 = plan->dim1,
+        .out_stride0 = plan->stride_bytes[OP_OUT][0],
+        .out_stride1 = plan->stride_bytes[OP_OUT][1],
+        .a_bytes = plan->width_bytes[OP_FIRST],
+        .b_bytes = plan->width_bytes[OP_SECOND],
+    };
+    if (plan->copy[OP_FIRST]) {
+        args.a = call->memory[OP_FIRST]->base + plan->offset_bytes[OP_FIRST];
+        args.a_stride0 = plan->stride_bytes[OP_FIRST][0];
+        args.a_stride1 = plan->stride_bytes[OP_FIRST][1];
+    }
+    if (plan->copy[OP_SECOND]) {
+        args.b = call->memory[OP_SECOND]->base + plan->offset_bytes[OP_SECOND];
+        args.b_stride0 = plan->stride_bytes[OP_SECOND][0];
+        args.b_stride1 = plan->stride_bytes[OP_SECOND][1];
+    }
+    return args;
+}
+
+static void fail_on_fault(const struct device_call *call, uintptr_t fault, struct error *err)
+{
+    const struct op_info *info = op_find(call->plan.op);
+    for (int k = 0; k < OP_OPERANDS; k++) {
+        if (!call->plan.copy[k]) {
+            continue;
+        }
+        uintptr_t base = (uintptr_t)call->memory[k]->base;
+        if (fault >= base && fault - base < call->memory[k]->size_bytes) {
+            error_set(err, MLACAT_DATA_LOSS,
+                      "the page at byte %" PRIuPTR " of the buffer of %s is gone (SIGBUS): the output is undefined; "
+                      "connect again with new buffers",
+                      fault - base, info ? info->operand[k] : "an operand");
+            return;
+        }
+    }
+    error_set(err, MLACAT_DATA_LOSS,
+              "a page of the call's buffers is gone (SIGBUS): the output is undefined; connect again with new buffers");
+}
+
+/* The part [begin, begin + bytes) of one row as a call of its own; a part lies in one input. */
+static struct concat_mla_args part_of_row(const struct concat_mla_args *args, uint64_t row, uint64_t begin,
+                                          uint64_t bytes)
+{
+    int64_t i = (int64_t)(row / args->dim1);
+    int64_t j = (int64_t)(row % args->dim1);
+    struct concat_mla_args part = {.dim0 = 1, .dim1 = 1, .a_bytes = bytes};
+    part.out = (char *)args->out + i * args->out_stride0 + j * args->out_stride1 + begin;
+    if (begin < args->a_bytes) {
+        part.a = args->a ? (const char *)args->a + i * args->a_stride0 + j * args->a_stride1 + begin : NULL;
+    } else {
+        begin -= args->a_bytes;
+        part.a = args->b ? (const char *)args->b + i * args->b_stride0 + j * args->b_stride1 + begin : NULL;
+    }
+    return part;
+}
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* One step through a row that is wider than a step; the caller guards it. */
+static bool step_in_row(struct device_stream *stream, const struct concat_mla_args *args, bool streaming,
+                        uintptr_t *fault)
+{
+    uint64_t begin = stream->bytes_run;
+    uint64_t end_of_part = begin < args->a_bytes ? args->a_bytes : args->a_bytes + args->b_bytes;
+    uint64_t bytes = least(end_of_part - begin, STEP_BYTES);
+    struct concat_mla_args part = part_of_row(args, stream->rows_run, begin, bytes);
+    if (!host_guard_copy(&part, 0, 1, streaming, fault)) {
+        return false;
+    }
+    stream->bytes_run += bytes;
+    if (stream->bytes_run == args->a_bytes + args->b_bytes) {
+        stream->bytes_run = 0;
+        stream->rows_run++;
+    }
+    return true;
+}
+
+/* One step of the call at the head; true: the call has ended. */
+static bool step(struct device_stream *stream, struct error *err)
+{
+    const struct device_call *call = &stream->calls[stream->head % STREAM_CALLS];
+    const struct op_plan *plan = &call->plan;
+    uint64_t rows = rows_to_run(plan);
+    if (stream->rows_run == rows) {
+        return true;
+    }
+    bool streaming = plan->bytes >= stream->device->streaming_bytes;
+    struct concat_mla_args args = kernel_args(call);
+    uint64_t row_bytes = plan->width_bytes[OP_OUT];
+    uintptr_t fault = 0;
+    bool whole;
+    if (row_bytes > STEP_BYTES) {
+        whole = step_in_row(stream, &args, streaming, &fault);
+    } else {
+        uint64_t run = least(least(STEP_BYTES / row_bytes, STEP_ROWS), rows - stream->rows_run);
+        whole = host_guard_copy(&args, stream->rows_run, stream->rows_run + run, streaming, &fault);
+        stream->rows_run += run;
+    }
+    if (!whole) {
+        fail_on_fault(call, fault, err);
+    }
+    return !whole || stream->rows_run == rows;
+}
+
+static int host_poll(struct device_stream *stream, struct device_completion *done, int max, struct error *err)
+{
+    (void)err; /* a CPU is never lost */
+    uint64_t start_ns = clock_now_ns();
+    int nr = 0;
+    while (nr < max && stream->head != stream->tail && clock_now_ns() - start_ns <= POLL_NS) {
+        struct error *ended = &done[nr].error;
+        ended->code = MLACAT_OK;
+        if (!step(stream, ended)) {
+            continue;
+        }
+        const struct device_call *call = &stream->calls[stream->head % STREAM_CALLS];
+        done[nr++].cookie = call->cookie;
+        stream->held_bytes -= call->plan.bytes;
+        stream->head++;
+        stream->rows_run = 0;
+        stream->bytes_run = 0;
+    }
+    return nr;
+}
+
+const struct device_ops device_host_ops = {
+    .kind = "host",
+    .open = host_open,
+    .close = host_close,
+    .mem_import = host_mem_import,
+    .mem_release = host_mem_release,
+    .tend = host_tend,
+    .stream_open = host_stream_open,
+    .stream_close = host_stream_close,
+    .submit = host_submit,
+    .poll = host_poll,
+};

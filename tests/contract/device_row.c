@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "device_row.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "closer.h"
+#include "device_fault.h"
+
+/* Polls without a completion after which a call is taken for lost: each does up to about 1 ms of work. */
+#define POLLS_MAX 100000
+#define CLOSE_MS 10000
+
+static const struct {
+    const char *name;
+    const struct device_ops *ops;
+} rows[] = {
+    {"host", &device_host_ops},
+    {"fault over host", &device_fault_ops},
+};
+
+struct row row;
+
+int row_setup(void **state)
+{
+    (void)state;
+    struct error err;
+    device_fault_over(&device_host_ops);
+    if (row.ops->open(NULL, &row.device, &row.info, &err) != DEVICE_OK) {
+        print_error("%s: %s\n", row.name, err.message);
+        return -1;
+    }
+    return row.ops->stream_open(row.device, &row.stream, &err) == MLACAT_OK ? 0 : -1;
+}
+
+int row_teardown(void **state)
+{
+    (void)state;
+    row.ops->stream_close(row.stream);
+    row.ops->close(row.device);
+    return 0;
+}
+
+struct client_memory client_memory_new(size_t size, int seals)
+{
+    struct client_memory client = {.fd = memfd_create("contract", MFD_CLOEXEC | MFD_ALLOW_SEALING), .size = size};
+    assert_true(client.fd >= 0);
+    assert_int_equal(ftruncate(client.fd, (off_t)size), 0);
+    client.bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, client.fd, 0);
+    assert_ptr_not_equal(client.bytes, MAP_FAILED);
+    if (seals & F_SEAL_WRITE) { /* refused by the kernel while somebody can write */
+        munmap(client.bytes, size);
+        client.bytes = NULL;
+    }
+    assert_int_equal(fcntl(client.fd, F_ADD_SEALS, seals), 0);
+    return client;
+}
+
+void client_memory_free(struct client_memory *client)
+{
+    if (client->bytes) {
+        munmap(client->bytes, client->size);
+    }
+    close(client->fd);
+}
+
+struct memory_request client_request(const struct client_memory *client)
+{
+    struct memory_request request;
+    memset(&request, 0, sizeof(request));
+    request.kind = MEMORY_HOST;
+    request.size_bytes = client->size;
+    request.chunks_nr = 1;
+    request.fds[0] = fcntl(client->fd, F_DUPFD_CLOEXEC, 0);
+    request.limit_bytes = UINT64_MAX;
+    assert_true(request.fds[0] >= 0);
+    return request;
+}
+
+struct imported row_memory_new(size_t size)
+{
+    struct imported made = {.client = client_memory_new(size, F_SEAL_SHRINK)};
+    struct memory_request request = client_request(&made.client);
+    struct error err;
+    if (row.ops->mem_import(row.device, &request, &made.memory, &made.info, &err) != MLACAT_OK) {
+        fail_msg("import refused: %s", err.message);
+    }
+    return made;
+}
+
+void row_memory_free(struct imported *memory)
+{
+    row.ops->mem_release(row.device, memory->memory);
+    client_memory_free(&memory->client);
+}
+
+void row_poll_all(struct device_completion *done, int nr)
+{
+    struct error err;
+    int have = 0;
+    for (int polls = 0; have < nr && polls < POLLS_MAX; polls++) {
+        int got = row.ops->poll(row.stream, done + have, nr - have, &err);
+        if (got < 0) {
+            fail_msg("device lost: %s", err.message);
+        }
+        have += got;
+    }
+    assert_int_equal(have, nr);
+}
+
+struct device_completion row_run(const struct device_call *call)
+{
+    struct device_completion done;
+    struct device_completion more;
+    struct error err;
+    assert_int_equal(row.ops->submit(row.stream, call, &err), DEVICE_OK);
+    row_poll_all(&done, 1);
+    assert_int_equal(row.ops->poll(row.stream, &more, 1, &err), 0);
+    assert_ptr_equal(done.cookie, call->cookie);
+    return done;
+}
+
+int open_fds(void)
+{
+    int nr = 0;
+    assert_true(closer_flush(CLOSE_MS)); /* a stranger's descriptor is closed on another thread */
+    DIR *dir = opendir("/proc/self/fd");
+    assert_non_null(dir);
+    while (readdir(dir)) {
+        nr++;
+    }
+    closedir(dir);
+    return nr;
+}
+
+int row_run_tests(const char *group, const struct CMUnitTest *tests, size_t nr)
+{
+    int failed = 0;
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        char name[64];
+        row.name = rows[i].name;
+        row.ops = rows[i].ops;
+        snprintf(name, sizeof(name), "%s (%s)", group, row.name);
+        failed += _cmocka_run_group_tests(name, tests, nr, NULL, NULL); /* what cmocka_run_group_tests_name calls */
+    }
+    return failed;
+}
