@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the files of the CUDA device share. Private to the device layer and its tests.
+ *
+ * Owns:     the device: its primary context, kernels, fence words and the memory that is open on it.
+ * Thread:   all fields are constant while streams exist, but `segments` and `fences` (control thread) and `lost` (any).
+ * Lifetime: device_cuda.c: open -> close.
+ * Errors:   -
+ */
+#ifndef MLACAT_DEVICE_CUDA_DEVICE_H
+#define MLACAT_DEVICE_CUDA_DEVICE_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "cuda_api.h"
+#include "cuda_error.h"
+#include "cuda_fence.h"
+#include "cuda_kernels.h"
+#include "cuda_segments.h"
+#include "device.h"
+
+struct device {
+    const struct cuda_api *cuda;
+    int ordinal;
+    struct cuda_context *context;
+    char uuid[DEVICE_UUID_BYTES];
+    uint64_t launch_bytes; /* read and written in at most 1 ms with accesses of 16 bytes */
+    bool vmm;              /* takes chunks by descriptor */
+    struct cuda_kernels kernels;
+    struct cuda_fences fences;
+    struct cuda_segments segments;
+    _Atomic bool lost; /* a result said that the context is unusable */
+};
+
+/* Makes the device's context the calling thread's: what each call of the driver needs. Cheap when it is already. */
+void cuda_device_enter(const struct device *device);
+
+/* The driver's `call` failed: fills `err` as cuda_error_set does, and marks the device when it is lost. */
+__attribute__((format(printf, 5, 6))) enum mlacat_status
+cuda_device_fail(struct device *device, struct error *err, int result, const char *call, const char *format, ...);
+
+#endif

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cuda_kernels.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "cuda_device.h"
+
+/* One cuda_kernels_open. */
+struct loading {
+    struct device *device;
+    struct cuda_kernels *kernels;
+};
+
+static void unload(struct cuda_kernels *kernels, struct device *device)
+{
+    struct error err;
+    int result = device->cuda->cuModuleUnload(kernels->module);
+    if (result != CUDA_RESULT_OK) {
+        cuda_device_fail(device, &err, result, "cuModuleUnload", "the kernels");
+    }
+    kernels->module = NULL;
+}
+
+static enum mlacat_status find_generic(struct cuda_kernels *kernels, struct device *device, struct error *err)
+{
+    char name[CONCAT_MLA_NAME_BYTES];
+    for (unsigned i = 0; i < CUDA_VECTORS_NR; i++) {
+        concat_mla_generic_name(1u << i, name);
+        int result = device->cuda->cuModuleGetFunction(&kernels->generic[i], kernels->module, name);
+        if (result != CUDA_RESULT_OK) {
+            return cuda_device_fail(device, err, result, "cuModuleGetFunction", "the kernel %s", name);
+        }
+    }
+    return MLACAT_OK;
+}
+
+/* Those of the start set that the module has; the generic ones do for the rest. */
+static void find_widths(struct cuda_kernels *kernels, struct device *device)
+{
+    char name[CONCAT_MLA_NAME_BYTES];
+    unsigned widths_nr;
+    const struct concat_mla_widths *widths = concat_mla_start_set(&widths_nr);
+    kernels->widths_nr = 0;
+    for (unsigned i = 0; i < widths_nr && kernels->widths_nr < JIT_GEOMETRIES_MAX; i++) {
+        struct cuda_widths_kernel *kernel = &kernels->widths[kernels->widths_nr];
+        concat_mla_widths_name(&widths[i], name);
+        if (device->cuda->cuModuleGetFunction(&kernel->function, kernels->module, name) == CUDA_RESULT_OK) {
+            kernel->a_bytes = widths[i].a_bytes;
+            kernel->b_bytes = widths[i].b_bytes;
+            kernels->widths_nr++;
+        }
+    }
+}
+
+static enum mlacat_status launch_empty(struct device *device, struct cuda_stream *stream,
+                                       struct cuda_function *function, struct error *err)
+{
+    struct concat_mla_args args = {.dim0 = 1, .dim1 = 1};
+    struct concat_mla_range range = {.units = 0};
+    void *parameters[] = {&args, &range};
+    int result = device->cuda->cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, stream, parameters, NULL);
+    return result == CUDA_RESULT_OK
+               ? MLACAT_OK
+               : cuda_device_fail(device, err, result, "cuLaunchKernel", "the first launch of a kernel");
+}
+
+/* A kernel's first launch may load it, and then waits for all that runs: so each has it now, with nothing to copy. */
+static enum mlacat_status launch_all(struct cuda_kernels *kernels, struct device *device, struct cuda_stream *stream,
+                                     struct error *err)
+{
+    for (unsigned i = 0; i < CUDA_VECTORS_NR; i++) {
+        if (launch_empty(device, stream, kernels->generic[i], err) != MLACAT_OK) {
+            return err->code;
+        }
+    }
+    for (uint32_t i = 0; i < kernels->widths_nr; i++) {
+        if (launch_empty(device, stream, kernels->widths[i].function, err) != MLACAT_OK) {
+            return err->code;
+        }
+    }
+    int result = device->cuda->cuStreamSynchronize(stream);
+    return result == CUDA_RESULT_OK
+               ? MLACAT_OK
+               : cuda_device_fail(device, err, result, "cuStreamSynchronize", "the first launch of the kernels");
+}
+
+static enum mlacat_status warm_up(struct cuda_kernels *kernels, struct device *device, struct error *err)
+{
+    struct cuda_stream *stream = NULL;
+    int result = device->cuda->cuStreamCreate(&stream, CUDA_STREAM_NON_BLOCKING);
+    if (result != CUDA_RESULT_OK) {
+        return cuda_device_fail(device, err, result, "cuStreamCreate", "a stream for the first launches");
+    }
+    enum mlacat_status status = launch_all(kernels, device, stream, err);
+    device->cuda->cuStreamDestroy(stream);
+    return status;
+}
+
+static enum mlacat_status load_image(void *owner, const struct jit_image *image, struct error *err)
+{
+    const struct loading *loading = owner;
+    struct device *device = loading->device;
+    struct cuda_kernels *kernels = loading->kernels;
+    int result = device->cuda->cuModuleLoadDataEx(&kernels->module, image->bytes, 0, NULL, NULL);
+    if (result != CUDA_RESULT_OK) {
+        kernels->module = NULL;
+        return cuda_device_fail(device, err, result, "cuModuleLoadDataEx", "the kernels (%s)",
+                                jit_source_name(image->source));
+    }
+    if (find_generic(kernels, device, err) != MLACAT_OK) {
+        unload(kernels, device);
+        return err->code;
+    }
+    find_widths(kernels, device);
+    if (warm_up(kernels, device, err) != MLACAT_OK) {
+        unload(kernels, device);
+        return err->code;
+    }
+    return MLACAT_OK;
+}
+
+enum mlacat_status cuda_kernels_open(struct cuda_kernels *kernels, struct device *device, struct error *err)
+{
+    struct loading loading = {.device = device, .kernels = kernels};
+    struct jit_options options = {0};
+    const struct cuda_api *cuda = device->cuda;
+    memset(kernels, 0, sizeof(*kernels));
+    int result = cuda->cuDeviceGetAttribute(&options.major, CUDA_DEVICE_COMPUTE_MAJOR, device->ordinal);
+    if (result == CUDA_RESULT_OK) {
+        result = cuda->cuDeviceGetAttribute(&options.minor, CUDA_DEVICE_COMPUTE_MINOR, device->ordinal);
+    }
+    if (result != CUDA_RESULT_OK) {
+        return cuda_device_fail(device, err, result, "cuDeviceGetAttribute", "the compute capability");
+    }
+    if (jit_load(&options, load_image, &loading, &kernels->report, err) != MLACAT_OK) {
+        return err->code;
+    }
+    return MLACAT_OK;
+}
+
+void cuda_kernels_close(struct cuda_kernels *kernels, struct device *device)
+{
+    if (kernels->module) {
+        unload(kernels, device);
+    }
+}
+
+struct cuda_function *cuda_kernels_find(const struct cuda_kernels *kernels, const struct concat_mla_launch *launch)
+{
+    if (launch->vector_bytes == 16) {
+        for (uint32_t i = 0; i < kernels->widths_nr; i++) {
+            const struct cuda_widths_kernel *kernel = &kernels->widths[i];
+            if (kernel->a_bytes == launch->args.a_bytes && kernel->b_bytes == launch->args.b_bytes) {
+                return kernel->function;
+            }
+        }
+    }
+    return kernels->generic[__builtin_ctz(launch->vector_bytes)];
+}

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Start, devices, primary contexts, modules and their functions. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fake_inside.h"
+
+static bool is_device(int device)
+{
+    return device >= 0 && device < fake.behaviour.devices;
+}
+
+int fake_cuInit(unsigned int flags)
+{
+    int result = fake_enter(CALL_cuInit);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (flags != 0) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    if (fake.behaviour.devices == 0) {
+        return fake_leave(CUDA_RESULT_NO_DEVICE);
+    }
+    fake.initialized = true;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuGetErrorName(int result, const char **name)
+{
+    static _Thread_local char text[32];
+    int entered = fake_enter(CALL_cuGetErrorName);
+    if (entered != CUDA_RESULT_OK) {
+        return entered;
+    }
+    snprintf(text, sizeof(text), "FAKE_ERROR_%d", result);
+    *name = text;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuDriverGetVersion(int *version)
+{
+    int result = fake_enter(CALL_cuDriverGetVersion);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    *version = fake.behaviour.driver;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuDeviceGetCount(int *devices_nr)
+{
+    int result = fake_enter(CALL_cuDeviceGetCount);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    *devices_nr = fake.behaviour.devices;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuDeviceGet(int *device, int ordinal)
+{
+    int result = fake_enter(CALL_cuDeviceGet);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_device(ordinal)) {
+        return fake_leave(RESULT_INVALID_DEVICE);
+    }
+    *device = ordinal;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+/* GPU-fafafafa-fafa-fafa-fafa-fafafafafaNN */
+int fake_cuDeviceGetUuid(struct cuda_uuid *uuid, int device)
+{
+    int result = fake_enter(CALL_cuDeviceGetUuid);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_device(device)) {
+        return fake_leave(RESULT_INVALID_DEVICE);
+    }
+    memset(uuid->bytes, 0xfa, sizeof(uuid->bytes));
+    uuid->bytes[sizeof(uuid->bytes) - 1] = (unsigned char)device;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuDeviceGetName(char *name, int name_bytes, int device)
+{
+    int result = fake_enter(CALL_cuDeviceGetName);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_device(device) || name_bytes <= 0) {
+        return fake_leave(RESULT_INVALID_DEVICE);
+    }
+    snprintf(name, (size_t)name_bytes, "Fake GPU %d", device);
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+/* A small GPU of compute capability 9.0. */
+static int attribute_of(int attribute)
+{
+    static const int known[][2] = {
+        {CUDA_DEVICE_MULTIPROCESSORS, 16},
+        {CUDA_DEVICE_MEMORY_CLOCK_KHZ, FAKE_MEMORY_CLOCK_KHZ},
+        {CUDA_DEVICE_MEMORY_BUS_BITS, FAKE_MEMORY_BUS_BITS},
+        {CUDA_DEVICE_UNIFIED_ADDRESSING, 1},
+        {CUDA_DEVICE_COMPUTE_MAJOR, 9},
+        {CUDA_DEVICE_HOST_REGISTER, 1},
+        {CUDA_DEVICE_VMM, 1},
+        {CUDA_DEVICE_VMM_POSIX_FD, 1},
+        {CUDA_DEVICE_STREAM_MEM_OPS_64, 1},
+    };
+    for (unsigned i = 0; i < fake.behaviour.attributes_nr; i++) {
+        if (fake.behaviour.attributes[i][0] == attribute) {
+            return fake.behaviour.attributes[i][1];
+        }
+    }
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        if (known[i][0] == attribute) {
+            return known[i][1];
+        }
+    }
+    return 0;
+}
+
+int fake_cuDeviceGetAttribute(int *value, int attribute, int device)
+{
+    int result = fake_enter(CALL_cuDeviceGetAttribute);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_device(device)) {
+        return fake_leave(RESULT_INVALID_DEVICE);
+    }
+    *value = attribute_of(attribute);
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuDeviceTotalMem(size_t *bytes, int device)
+{
+    int result = fake_enter(CALL_cuDeviceTotalMem);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_device(device)) {
+        return fake_leave(RESULT_INVALID_DEVICE);
+    }
+    *bytes = fake.behaviour.memory_bytes;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuMemGetInfo(size_t *free_bytes, size_t *all_bytes)
+{
+    int result = fake_enter_context(CALL_cuMemGetInfo);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    *all_bytes = fake.behaviour.memory_bytes;
+    *free_bytes = fake.behaviour.memory_bytes - fake.allocated_bytes;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+/* ---- contexts ---- */
+
+int fake_cuDevicePrimaryCtxRetain(struct cuda_context **context, int device)
+{
+    int result = fake_enter(CALL_cuDevicePrimaryCtxRetain);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_device(device)) {
+        return fake_leave(RESULT_INVALID_DEVICE);
+    }
+    fake.contexts[device].device = device;
+    fake.contexts[device].retains++;
+    *context = &fake.contexts[device];
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuDevicePrimaryCtxRelease(int device)
+{
+    int result = fake_enter(CALL_cuDevicePrimaryCtxRelease);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_device(device) || fake.contexts[device].retains == 0) {
+        return fake_leave(RESULT_INVALID_CONTEXT);
+    }
+    fake.contexts[device].retains--;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuCtxSetCurrent(struct cuda_context *context)
+{
+    int result = fake_enter(CALL_cuCtxSetCurrent);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (context && context->retains == 0) {
+        return fake_leave(RESULT_INVALID_CONTEXT);
+    }
+    fake_current = context;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuCtxGetCurrent(struct cuda_context **context)
+{
+    int result = fake_enter(CALL_cuCtxGetCurrent);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    *context = fake_current;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+/* ---- modules ---- */
+
+static void check_not_ready(const char *what)
+{
+    if (fake.behaviour.daemon && fake.ready) {
+        fake_break("%s after READY: it waits for running kernels, and every launch of the process for it", what);
+    }
+}
+
+/* A cubin, PTX, or what the fake NVRTC makes. */
+static bool is_image(const char *image)
+{
+    return strncmp(image, "\177ELF", 4) == 0 || strncmp(image, "//", 2) == 0 || strncmp(image, ".version", 8) == 0 ||
+           strncmp(image, "--gpu", 5) == 0;
+}
+
+int fake_cuModuleLoadDataEx(struct cuda_module **module, const void *image, unsigned int options_nr, int *options,
+                            void **values)
+{
+    int result = fake_enter_context(CALL_cuModuleLoadDataEx);
+    (void)options_nr;
+    (void)options;
+    (void)values;
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    check_not_ready("cuModuleLoadDataEx");
+    if (!is_image(image)) {
+        return fake_leave(RESULT_INVALID_IMAGE);
+    }
+    *module = calloc(1, sizeof(**module));
+    if (!*module) {
+        return fake_leave(CUDA_RESULT_OUT_OF_MEMORY);
+    }
+    fake.modules_nr++;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuModuleUnload(struct cuda_module *module)
+{
+    int result = fake_enter_context(CALL_cuModuleUnload);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (fake.streams) {
+        check_not_ready("cuModuleUnload");
+    }
+    struct cuda_function *function = module->functions;
+    while (function) {
+        struct cuda_function *next = function->next;
+        free(function);
+        function = next;
+    }
+    free(module);
+    fake.modules_nr--;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+/* concat_mla_V or concat_mla_16_A_B */
+static bool parse_name(const char *name, struct cuda_function *function)
+{
+    static const char prefix[] = "concat_mla_";
+    char *end;
+    if (strncmp(name, prefix, sizeof(prefix) - 1) != 0) {
+        return false;
+    }
+    unsigned long vector = strtoul(name + sizeof(prefix) - 1, &end, 10);
+    function->vector_bytes = (unsigned)vector;
+    function->widths = *end == '_';
+    if (function->widths) {
+        function->a_bytes = (unsigned)strtoul(end + 1, &end, 10);
+        function->b_bytes = *end == '_' ? (unsigned)strtoul(end + 1, &end, 10) : 0;
+    }
+    return *end == '\0' && vector >= 1 && vector <= 16 && (vector & (vector - 1)) == 0 &&
+           (!function->widths || vector == 16);
+}
+
+int fake_cuModuleGetFunction(struct cuda_function **function, struct cuda_module *module, const char *name)
+{
+    struct cuda_function parsed = {0};
+    int result = fake_enter_context(CALL_cuModuleGetFunction);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    struct cuda_function *made = parse_name(name, &parsed) ? malloc(sizeof(*made)) : NULL;
+    if (!made) {
+        return fake_leave(RESULT_NOT_FOUND);
+    }
+    *made = parsed;
+    made->next = module->functions;
+    module->functions = made;
+    *function = made;
+    return fake_leave(CUDA_RESULT_OK);
+}

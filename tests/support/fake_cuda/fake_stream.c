@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Streams: operations in order, run at once where nothing holds them up; else by a thread that looks at all streams
+ * again and again, or by fake_cuda_run.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fake_inside.h"
+
+#define LOOK_NS 20000
+#define WAIT_EQUAL 1 /* CUstreamWaitValue_flags; 0 is greater or equal */
+
+/* ---- running ---- */
+
+bool fake_streams_idle(void)
+{
+    for (const struct cuda_stream *stream = fake.streams; stream; stream = stream->next) {
+        if (stream->ops) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool is_satisfied(const struct fake_op *op)
+{
+    const void *word = fake_reach(op->address, op->kind == OP_WAIT_64 ? 8 : 4);
+    if (!word) {
+        fake.sticky = RESULT_ILLEGAL_ADDRESS;
+        return false;
+    }
+    if (op->kind == OP_WAIT_64) {
+        uint64_t value = __atomic_load_n((const uint64_t *)word, __ATOMIC_ACQUIRE);
+        return op->flags == WAIT_EQUAL ? value == op->value : (int64_t)(value - op->value) >= 0;
+    }
+    uint32_t value = __atomic_load_n((const uint32_t *)word, __ATOMIC_ACQUIRE);
+    return op->flags == WAIT_EQUAL ? value == (uint32_t)op->value : (int32_t)(value - (uint32_t)op->value) >= 0;
+}
+
+static void write_value(const struct fake_op *op)
+{
+    uint64_t *word = fake_reach(op->address, sizeof(*word));
+    if (word) {
+        __atomic_store_n(word, op->value, __ATOMIC_RELEASE);
+    } else {
+        fake.sticky = RESULT_ILLEGAL_ADDRESS;
+    }
+}
+
+/* Runs the first operation of a stream if nothing holds it up. */
+static bool run_first(struct cuda_stream *stream)
+{
+    struct fake_op *op = stream->ops;
+    bool waits = op && (op->kind == OP_WAIT_64 || op->kind == OP_WAIT_32);
+    if (!op || fake.sticky != 0 || (op->due_ns != 0 && fake_now_ns() < op->due_ns) || (waits && !is_satisfied(op))) {
+        return false;
+    }
+    if (op->kind == OP_KERNEL) {
+        fake.sticky = fake_run_kernel(op);
+    } else if (op->kind == OP_WRITE_64) {
+        write_value(op);
+    } else if (op->kind == OP_HOST_FUNCTION) {
+        op->host_function(op->data);
+    }
+    stream->ops = op->next;
+    if (!stream->ops) {
+        stream->last = &stream->ops;
+    }
+    free(op);
+    pthread_cond_broadcast(&fake.moved);
+    return true;
+}
+
+static void free_destroyed(void)
+{
+    struct cuda_stream **link = &fake.streams;
+    while (*link) {
+        struct cuda_stream *stream = *link;
+        if (stream->destroyed && !stream->ops) {
+            *link = stream->next;
+            free(stream);
+        } else {
+            link = &stream->next;
+        }
+    }
+}
+
+/* One operation of each stream at most. */
+static unsigned run_round(unsigned most)
+{
+    unsigned nr = 0;
+    for (struct cuda_stream *stream = fake.streams; stream && nr < most; stream = stream->next) {
+        nr += run_first(stream);
+    }
+    free_destroyed();
+    return nr;
+}
+
+unsigned fake_cuda_run(unsigned most)
+{
+    unsigned nr = 0;
+    unsigned step = 1;
+    pthread_mutex_lock(&fake.lock);
+    while (nr < most && step > 0) {
+        step = run_round(most - nr);
+        nr += step;
+    }
+    pthread_mutex_unlock(&fake.lock);
+    return nr;
+}
+
+static void *run_gpu(void *unused)
+{
+    const struct timespec look = {.tv_nsec = LOOK_NS};
+    (void)unused;
+    pthread_mutex_lock(&fake.lock);
+    for (;;) {
+        while (fake_streams_idle() || fake.behaviour.manual || fake.sticky != 0) {
+            pthread_cond_wait(&fake.moved, &fake.lock);
+        }
+        if (run_round(UINT32_MAX) == 0) {
+            pthread_mutex_unlock(&fake.lock);
+            nanosleep(&look, NULL);
+            pthread_mutex_lock(&fake.lock);
+        }
+    }
+    return NULL;
+}
+
+static void need_gpu_thread(void)
+{
+    pthread_t thread;
+    if (fake.gpu_process != getpid()) {
+        if (pthread_create(&thread, NULL, run_gpu, NULL) != 0) {
+            fake_break("no thread for the device");
+        }
+        pthread_detach(thread);
+        fake.gpu_process = getpid();
+    }
+}
+
+/* Takes over `op`. */
+static int add(struct cuda_stream *stream, const struct fake_op *op)
+{
+    struct fake_op *made = malloc(sizeof(*made));
+    if (!made) {
+        return CUDA_RESULT_OUT_OF_MEMORY;
+    }
+    *made = *op;
+    made->next = NULL;
+    if (op->kind == OP_KERNEL && fake.behaviour.delay_us > 0) {
+        uint64_t now_ns = fake_now_ns();
+        uint64_t start_ns = stream->busy_until_ns > now_ns ? stream->busy_until_ns : now_ns;
+        made->due_ns = stream->busy_until_ns = start_ns + (uint64_t)fake.behaviour.delay_us * 1000;
+    }
+    *stream->last = made;
+    stream->last = &made->next;
+    if (!fake.behaviour.manual) {
+        while (run_first(stream)) {
+        }
+        if (stream->ops) {
+            need_gpu_thread();
+        }
+    }
+    pthread_cond_broadcast(&fake.moved);
+    return CUDA_RESULT_OK;
+}
+
+/* ---- streams ---- */
+
+static bool is_stream(const struct cuda_stream *stream)
+{
+    for (const struct cuda_stream *known = fake.streams; known; known = known->next) {
+        if (known == stream) {
+            return !stream->destroyed;
+        }
+    }
+    return false;
+}
+
+int fake_cuStreamCreate(struct cuda_stream **stream, unsigned int flags)
+{
+    int result = fake_enter_context(CALL_cuStreamCreate);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (flags != CUDA_STREAM_NON_BLOCKING && flags != 0) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    struct cuda_stream *made = calloc(1, sizeof(*made));
+    if (!made) {
+        return fake_leave(CUDA_RESULT_OUT_OF_MEMORY);
+    }
+    made->last = &made->ops;
+    made->next = fake.streams;
+    fake.streams = made;
+    *stream = made;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuStreamDestroy(struct cuda_stream *stream)
+{
+    int result = fake_enter_context(CALL_cuStreamDestroy);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_stream(stream)) {
+        return fake_leave(CUDA_RESULT_INVALID_HANDLE);
+    }
+    stream->destroyed = true; /* what is on it still runs */
+    free_destroyed();
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuStreamQuery(struct cuda_stream *stream)
+{
+    int result = fake_enter_context(CALL_cuStreamQuery);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_stream(stream)) {
+        return fake_leave(CUDA_RESULT_INVALID_HANDLE);
+    }
+    return fake_leave(stream->ops ? CUDA_RESULT_NOT_READY : CUDA_RESULT_OK);
+}
+
+static void check_may_block(const char *call)
+{
+    if (fake.behaviour.daemon && fake.ready) {
+        fake_break("%s after READY: a worker must not wait for the device", call);
+    }
+}
+
+int fake_cuStreamSynchronize(struct cuda_stream *stream)
+{
+    int result = fake_enter_context(CALL_cuStreamSynchronize);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    check_may_block("cuStreamSynchronize");
+    while (is_stream(stream) && stream->ops && fake.sticky == 0) {
+        pthread_cond_wait(&fake.moved, &fake.lock);
+    }
+    return fake_leave(fake.sticky);
+}
+
+int fake_cuCtxSynchronize(void)
+{
+    int result = fake_enter_context(CALL_cuCtxSynchronize);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    check_may_block("cuCtxSynchronize");
+    while (!fake_streams_idle() && fake.sticky == 0) {
+        pthread_cond_wait(&fake.moved, &fake.lock);
+    }
+    return fake_leave(fake.sticky);
+}
+
+/* ---- operations ---- */
+
+int fake_cuLaunchKernel(struct cuda_function *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                        unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
+                        struct cuda_stream *stream, void **parameters, void **extra)
+{
+    int result = fake_enter_context(CALL_cuLaunchKernel);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_stream(stream) || grid_x == 0 || grid_y != 1 || grid_z != 1 || block_x == 0 || block_y != 1 ||
+        block_z != 1 || shared_bytes != 0 || !parameters || extra) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    if (fake.behaviour.daemon && fake.ready && !function->launched) {
+        fake_break("the first launch of a kernel after READY: it loads the kernel, and waits for all that runs");
+    }
+    while (fake.closing > 0) {
+        pthread_cond_wait(&fake.moved, &fake.lock);
+    }
+    struct fake_op op = {.kind = OP_KERNEL, .function = function, .grid = grid_x, .block = block_x};
+    memcpy(&op.args, parameters[0], sizeof(op.args));
+    memcpy(&op.range, parameters[1], sizeof(op.range));
+    function->launched = true;
+    fake_check_launch(&op);
+    result = add(stream, &op);
+    return fake_leave(result);
+}
+
+int fake_cuStreamWriteValue64(struct cuda_stream *stream, cuda_address address, uint64_t value, unsigned int flags)
+{
+    int result = fake_enter_context(CALL_cuStreamWriteValue64);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_stream(stream) || address % sizeof(value) != 0 || !fake_reach(address, sizeof(value)) || flags != 0) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    struct fake_op op = {.kind = OP_WRITE_64, .address = address, .value = value};
+    result = add(stream, &op);
+    return fake_leave(result);
+}
+
+static void check_may_wait(const char *call)
+{
+    if (fake.behaviour.daemon) {
+        fake_break("%s: a pending wait holds a hardware connection, and a client can make it last", call);
+    }
+}
+
+int fake_cuStreamWaitValue64(struct cuda_stream *stream, cuda_address address, uint64_t value, unsigned int flags)
+{
+    int result = fake_enter_context(CALL_cuStreamWaitValue64);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    check_may_wait("cuStreamWaitValue64");
+    if (!is_stream(stream) || address % sizeof(value) != 0 || !fake_reach(address, sizeof(value)) ||
+        flags > WAIT_EQUAL) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    struct fake_op op = {.kind = OP_WAIT_64, .address = address, .value = value, .flags = flags};
+    result = add(stream, &op);
+    return fake_leave(result);
+}
+
+int fake_cuStreamWaitValue32(struct cuda_stream *stream, cuda_address address, uint32_t value, unsigned int flags)
+{
+    int result = fake_enter_context(CALL_cuStreamWaitValue32);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    check_may_wait("cuStreamWaitValue32");
+    if (!is_stream(stream) || address % sizeof(value) != 0 || !fake_reach(address, sizeof(value)) ||
+        flags > WAIT_EQUAL) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    struct fake_op op = {.kind = OP_WAIT_32, .address = address, .value = value, .flags = flags};
+    result = add(stream, &op);
+    return fake_leave(result);
+}
+
+int fake_cuStreamWaitEvent(struct cuda_stream *stream, struct cuda_event *event, unsigned int flags)
+{
+    int result = fake_enter_context(CALL_cuStreamWaitEvent);
+    (void)stream;
+    (void)event;
+    (void)flags;
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    check_may_wait("cuStreamWaitEvent");
+    return fake_leave(RESULT_NOT_SUPPORTED);
+}
+
+int fake_cuLaunchHostFunc(struct cuda_stream *stream, void (*function)(void *data), void *data)
+{
+    int result = fake_enter_context(CALL_cuLaunchHostFunc);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    check_may_wait("cuLaunchHostFunc");
+    if (!is_stream(stream)) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    struct fake_op op = {.kind = OP_HOST_FUNCTION, .host_function = function, .data = data};
+    result = add(stream, &op);
+    return fake_leave(result);
+}
+
+struct fake_cuda_live fake_cuda_live(void)
+{
+    struct fake_cuda_live live = {0};
+    pthread_mutex_lock(&fake.lock);
+    for (int i = 0; i < FAKE_DEVICES_MAX; i++) {
+        live.contexts += fake.contexts[i].retains;
+    }
+    for (const struct fake_range *range = fake.ranges; range; range = range->next) {
+        live.allocations += range->kind == RANGE_ALLOCATION;
+        live.opened += range->kind == RANGE_OPENED ? range->opens : 0;
+        live.reserved += range->kind == RANGE_RESERVED;
+        live.mapped += range->kind == RANGE_CHUNK;
+        live.registered += range->kind == RANGE_HOST;
+    }
+    for (const struct cuda_stream *stream = fake.streams; stream; stream = stream->next) {
+        live.streams += !stream->destroyed;
+        for (const struct fake_op *op = stream->ops; op; op = op->next) {
+            live.pending++;
+        }
+    }
+    live.chunks = fake.chunks_nr;
+    live.modules = fake.modules_nr;
+    pthread_mutex_unlock(&fake.lock);
+    return live;
+}

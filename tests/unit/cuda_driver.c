@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cuda_driver.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+struct driver driver;
+
+uint64_t __wrap_clock_now_ns(void);
+int __wrap_nanosleep(const struct timespec *time, struct timespec *left);
+
+uint64_t __wrap_clock_now_ns(void)
+{
+    return driver.now_ns;
+}
+
+int __wrap_nanosleep(const struct timespec *time, struct timespec *left)
+{
+    (void)left;
+    driver.now_ns += (uint64_t)time->tv_sec * 1000000000 + (uint64_t)time->tv_nsec;
+    return 0;
+}
+
+/* Counts the call; true: it is the one that shall fail. */
+static bool fails(enum driver_call call)
+{
+    driver.calls[call]++;
+    return ++driver.total == driver.fail_at;
+}
+
+static int answer(enum driver_call call)
+{
+    return fails(call) ? driver.fail_result : CUDA_RESULT_OK;
+}
+
+/* ----------------------------------------------------------------------------------------- allocations */
+
+struct cuda_ipc_handle driver_allocate(uint32_t index, uint64_t size)
+{
+    struct cuda_ipc_handle handle = {{0}};
+    memcpy(handle.bytes, &index, sizeof(index));
+    driver.allocations[index].size = size;
+    driver.allocations[index].base = UINT64_C(0x7000000000) + index * UINT64_C(0x100000000);
+    return handle;
+}
+
+static struct driver_allocation *allocation_at(cuda_address address)
+{
+    for (uint32_t i = 0; i < DRIVER_ALLOCATIONS; i++) {
+        if (driver.allocations[i].opened > 0 && driver.allocations[i].base == address) {
+            return &driver.allocations[i];
+        }
+    }
+    for (uint32_t i = 0; i < DRIVER_ALLOCATIONS; i++) {
+        struct driver_allocation *allocation = &driver.allocations[i];
+        if (allocation->opened > 0 && address >= allocation->base && address < allocation->base + allocation->size) {
+            return allocation;
+        }
+    }
+    return NULL;
+}
+
+static int ipc_open(cuda_address *address, struct cuda_ipc_handle handle, unsigned int flags)
+{
+    uint32_t index;
+    memcpy(&index, handle.bytes, sizeof(index));
+    assert_int_equal(flags, CUDA_IPC_LAZY_PEER_ACCESS);
+    if (fails(DRIVER_cuIpcOpenMemHandle)) {
+        return driver.fail_result;
+    }
+    if (index >= DRIVER_ALLOCATIONS || driver.allocations[index].size == 0) {
+        return 400;
+    }
+    /* The driver would give the old mapping: of memory that is gone. */
+    assert_int_equal(driver.allocations[index].opened, 0);
+    driver.allocations[index].opened++;
+    *address = driver.allocations[index].base;
+    return CUDA_RESULT_OK;
+}
+
+static int ipc_close(cuda_address address)
+{
+    struct driver_allocation *allocation = allocation_at(address);
+    assert_non_null(allocation);
+    allocation->opened--;
+    if (driver.last_close_ns != 0 && driver.now_ns - driver.last_close_ns < driver.shortest_close_ns) {
+        driver.shortest_close_ns = driver.now_ns - driver.last_close_ns;
+    }
+    driver.last_close_ns = driver.now_ns;
+    return answer(DRIVER_cuIpcCloseMemHandle);
+}
+
+static int address_range(cuda_address *base, size_t *bytes, cuda_address address)
+{
+    if (fails(DRIVER_cuMemGetAddressRange)) {
+        return driver.fail_result;
+    }
+    struct driver_allocation *allocation = allocation_at(address);
+    assert_non_null(allocation);
+    *base = allocation->base;
+    *bytes = allocation->size;
+    return CUDA_RESULT_OK;
+}
+
+static int pointer_attribute(void *value, int attribute, cuda_address address)
+{
+    if (fails(DRIVER_cuPointerGetAttribute)) {
+        return driver.fail_result;
+    }
+    if (attribute == CUDA_POINTER_MEMORY_BLOCK_ID) {
+        memcpy(value, &driver.block_id, sizeof(driver.block_id));
+        return driver.block_id ? CUDA_RESULT_OK : CUDA_RESULT_INVALID_VALUE;
+    }
+    assert_int_equal(attribute, CUDA_POINTER_DEVICE_ORDINAL);
+    *(int *)value = allocation_at(address)->ordinal;
+    return CUDA_RESULT_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------- chunks */
+
+static int import_chunk(cuda_allocation *allocation, void *handle, int type)
+{
+    assert_int_equal(type, CUDA_HANDLE_POSIX_FD);
+    if (fails(DRIVER_cuMemImportFromShareableHandle)) {
+        return driver.fail_result;
+    }
+    driver.imports++;
+    *allocation = (cuda_allocation)(uintptr_t)handle + 1;
+    return CUDA_RESULT_OK;
+}
+
+static int chunk_properties(struct cuda_allocation_properties *properties, cuda_allocation allocation)
+{
+    (void)allocation;
+    properties->location = (struct cuda_location){CUDA_LOCATION_DEVICE, driver.location};
+    return answer(DRIVER_cuMemGetAllocationPropertiesFromHandle);
+}
+
+static int granularity(size_t *bytes, const struct cuda_allocation_properties *properties, int option)
+{
+    (void)properties;
+    assert_int_equal(option, CUDA_GRANULARITY_MINIMUM);
+    *bytes = DRIVER_GRAIN;
+    return answer(DRIVER_cuMemGetAllocationGranularity);
+}
+
+static int reserve(cuda_address *address, size_t bytes, size_t alignment, cuda_address wanted, unsigned long long flags)
+{
+    (void)bytes;
+    (void)flags;
+    assert_true(alignment == DRIVER_GRAIN && wanted == 0);
+    if (fails(DRIVER_cuMemAddressReserve)) {
+        return driver.fail_result;
+    }
+    driver.reservations++;
+    *address = UINT64_C(0x100000000000);
+    return CUDA_RESULT_OK;
+}
+
+static int free_address(cuda_address address, size_t bytes)
+{
+    (void)address;
+    (void)bytes;
+    driver.reservations--;
+    driver.calls[DRIVER_cuMemAddressFree]++;
+    return CUDA_RESULT_OK;
+}
+
+static int map(cuda_address address, size_t bytes, size_t offset, cuda_allocation allocation, unsigned long long flags)
+{
+    (void)address;
+    (void)allocation;
+    assert_true(bytes % DRIVER_GRAIN == 0 && offset == 0 && flags == 0);
+    if (fails(DRIVER_cuMemMap)) {
+        return driver.fail_result;
+    }
+    driver.maps++;
+    return CUDA_RESULT_OK;
+}
+
+static int unmap(cuda_address address, size_t bytes)
+{
+    (void)address;
+    assert_true(bytes % DRIVER_GRAIN == 0 && driver.maps > 0);
+    driver.maps--;
+    driver.calls[DRIVER_cuMemUnmap]++;
+    return CUDA_RESULT_OK;
+}
+
+static int set_access(cuda_address address, size_t bytes, const struct cuda_access *access, size_t access_nr)
+{
+    (void)address;
+    assert_true(bytes <= driver.maps * DRIVER_GRAIN && access_nr == 1 && access->flags == CUDA_ACCESS_READ_WRITE);
+    return answer(DRIVER_cuMemSetAccess);
+}
+
+static int release(cuda_allocation allocation)
+{
+    (void)allocation;
+    driver.imports--;
+    return CUDA_RESULT_OK;
+}
+
+/* ----------------------------------------------------------------------------------- pages and streams */
+
+struct cuda_stream {
+    bool open;
+};
+
+#define THINGS 4096
+static struct thing {
+    _Atomic uint64_t *word; /* NULL: a kernel */
+    uint64_t value;
+} things[THINGS];
+static uint32_t things_head;
+static uint32_t things_tail;
+static struct cuda_stream streams[64];
+
+static void enqueue(struct thing thing)
+{
+    assert_true(things_tail - things_head < THINGS);
+    things[things_tail++ % THINGS] = thing;
+}
+
+uint32_t driver_work(uint32_t nr)
+{
+    uint32_t done = 0;
+    while (done < nr && things_head != things_tail) {
+        struct thing *thing = &things[things_head++ % THINGS];
+        if (thing->word) {
+            atomic_store(thing->word, thing->value);
+        }
+        done++;
+    }
+    return done;
+}
+
+static int register_host(void *memory, size_t bytes, unsigned int flags)
+{
+    assert_true(((uintptr_t)memory & 4095) == 0 && bytes == CUDA_FENCE_PAGES_BYTES && flags == 3);
+    if (fails(DRIVER_cuMemHostRegister)) {
+        return driver.fail_result;
+    }
+    driver.pages++;
+    return CUDA_RESULT_OK;
+}
+
+static int unregister_host(void *memory)
+{
+    (void)memory;
+    driver.pages--;
+    return CUDA_RESULT_OK;
+}
+
+static int device_pointer(cuda_address *address, void *memory, unsigned int flags)
+{
+    assert_int_equal(flags, 0);
+    *address = (uintptr_t)memory;
+    return answer(DRIVER_cuMemHostGetDevicePointer);
+}
+
+static int stream_create(struct cuda_stream **stream, unsigned int flags)
+{
+    assert_int_equal(flags, CUDA_STREAM_NON_BLOCKING);
+    if (fails(DRIVER_cuStreamCreate)) {
+        return driver.fail_result;
+    }
+    *stream = &streams[driver.streams++ % 64];
+    return CUDA_RESULT_OK;
+}
+
+static int stream_destroy(struct cuda_stream *stream)
+{
+    (void)stream;
+    driver.streams--;
+    return answer(DRIVER_cuStreamDestroy);
+}
+
+static int stream_query(struct cuda_stream *stream)
+{
+    (void)stream;
+    driver.calls[DRIVER_cuStreamQuery]++;
+    return driver.query_result;
+}
+
+static int write_value(struct cuda_stream *stream, cuda_address address, uint64_t value, unsigned int flags)
+{
+    (void)stream;
+    assert_int_equal(flags, 0);
+    if (fails(DRIVER_cuStreamWriteValue64)) {
+        return driver.fail_result;
+    }
+    enqueue((struct thing){(_Atomic uint64_t *)(uintptr_t)address, value});
+    return CUDA_RESULT_OK;
+}
+
+static int launch_kernel(struct cuda_function *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                         unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
+                         struct cuda_stream *stream, void **parameters, void **extra)
+{
+    (void)stream;
+    (void)function;
+    assert_true(grid_x > 0 && grid_y == 1 && grid_z == 1 && block_x > 0 && block_y == 1 && block_z == 1);
+    assert_true(shared_bytes == 0 && parameters != NULL && extra == NULL);
+    if (fails(DRIVER_cuLaunchKernel)) {
+        return driver.fail_result;
+    }
+    driver.launches++;
+    driver.launch_grid += grid_x;
+    enqueue((struct thing){NULL, 0});
+    return CUDA_RESULT_OK;
+}
+
+static int set_current(struct cuda_context *context)
+{
+    (void)context;
+    return CUDA_RESULT_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------- device */
+
+void driver_reset(void)
+{
+    memset(&driver, 0, sizeof(driver));
+    things_head = 0;
+    things_tail = 0;
+    driver.now_ns = 1000000000;
+    driver.shortest_close_ns = UINT64_MAX;
+    driver.fail_result = CUDA_RESULT_OUT_OF_MEMORY;
+    driver.query_result = CUDA_RESULT_NOT_READY;
+    driver.api = (struct cuda_api){
+        .driver_version = 13000,
+        .cuIpcOpenMemHandle = ipc_open,
+        .cuIpcCloseMemHandle = ipc_close,
+        .cuMemGetAddressRange = address_range,
+        .cuPointerGetAttribute = pointer_attribute,
+        .cuMemImportFromShareableHandle = import_chunk,
+        .cuMemGetAllocationPropertiesFromHandle = chunk_properties,
+        .cuMemGetAllocationGranularity = granularity,
+        .cuMemAddressReserve = reserve,
+        .cuMemAddressFree = free_address,
+        .cuMemMap = map,
+        .cuMemUnmap = unmap,
+        .cuMemSetAccess = set_access,
+        .cuMemRelease = release,
+        .cuMemHostRegister = register_host,
+        .cuMemHostUnregister = unregister_host,
+        .cuMemHostGetDevicePointer = device_pointer,
+        .cuStreamCreate = stream_create,
+        .cuStreamDestroy = stream_destroy,
+        .cuStreamQuery = stream_query,
+        .cuStreamWriteValue64 = write_value,
+        .cuLaunchKernel = launch_kernel,
+        .cuCtxSetCurrent = set_current,
+    };
+}
+
+void driver_device_init(struct device *device)
+{
+    struct error err;
+    memset(device, 0, sizeof(*device));
+    device->cuda = &driver.api;
+    device->vmm = true;
+    device->launch_bytes = (uint64_t)8 << 20;
+    snprintf(device->uuid, sizeof(device->uuid), "GPU-test");
+    assert_int_equal(cuda_fences_init(&device->fences, device, &err), MLACAT_OK);
+    assert_int_equal(cuda_segments_init(&device->segments, device, &err), MLACAT_OK);
+    driver.total = 0;
+}
+
+void driver_device_fini(struct device *device)
+{
+    cuda_segments_fini(&device->segments);
+    cuda_fences_fini(&device->fences);
+    for (uint32_t i = 0; i < DRIVER_ALLOCATIONS; i++) {
+        assert_int_equal(driver.allocations[i].opened, 0);
+    }
+    assert_int_equal(driver.pages, 0);
+    assert_int_equal(driver.streams, 0);
+    assert_int_equal(driver.maps, 0);
+    assert_int_equal(driver.imports, 0);
+    assert_int_equal(driver.reservations, 0);
+}

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cuda_driver.h"
+#include "cuda_memory.h"
+#include "cuda_stream.h"
+
+#define MIB ((uint64_t)1 << 20)
+#define ALL 1000000
+
+static struct device device;
+static struct error err;
+static struct device_stream *stream;
+static struct device_memory *memory;
+static struct device_completion done[256];
+
+static int setup(void **state)
+{
+    (void)state;
+    struct memory_request request;
+    struct memory_info info;
+    driver_reset();
+    driver_device_init(&device);
+    memset(&request, 0, sizeof(request));
+    struct cuda_ipc_handle handle = driver_allocate(1, 1024 * MIB);
+    request.kind = MEMORY_CUDA_IPC;
+    request.size_bytes = request.allocation_bytes = request.limit_bytes = 1024 * MIB;
+    memcpy(request.handle, handle.bytes, sizeof(request.handle));
+    assert_int_equal(cuda_memory_import(&device, &request, &memory, &info, &err), MLACAT_OK);
+    assert_int_equal(cuda_stream_open(&device, &stream, &err), MLACAT_OK);
+    driver.total = 0;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    cuda_stream_close(stream);
+    assert_int_equal(atomic_load(&memory->segment->pins), 0);
+    cuda_memory_release(&device, memory);
+    driver_device_fini(&device);
+    return 0;
+}
+
+/* A K call of `rows` rows of 192 bytes. */
+static struct device_call call_of(uint64_t rows, uintptr_t cookie)
+{
+    struct device_call call = {.cookie = (void *)cookie, .memory = {memory, memory, memory}};
+    call.plan = (struct op_plan){.op = 1,
+                                 .dim0 = rows,
+                                 .dim1 = 1,
+                                 .width_bytes = {192, 128, 64},
+                                 .stride_bytes = {{192, 0}, {128, 0}, {64, 0}},
+                                 .offset_bytes = {0, 512 * MIB, 768 * MIB},
+                                 .copy = {true, true, true},
+                                 .bytes = rows * 384};
+    return call;
+}
+
+static enum device_answer submit(uint64_t rows, uintptr_t cookie)
+{
+    struct device_call call = call_of(rows, cookie);
+    return cuda_stream_submit(stream, &call, &err);
+}
+
+static int poll(void)
+{
+    return cuda_stream_poll(stream, done, 256, &err);
+}
+
+static void test_stream_completes_when_the_fence_is_written(void **state)
+{
+    (void)state;
+    assert_int_equal(submit(4, 1), DEVICE_OK);
+    assert_int_equal(submit(4, 2), DEVICE_OK);
+    assert_int_equal(poll(), 0);
+    driver_work(1); /* the kernel has ended, its fence is not written */
+    assert_int_equal(poll(), 0);
+    driver_work(1);
+    assert_int_equal(poll(), 1);
+    assert_ptr_equal(done[0].cookie, (void *)1);
+    assert_int_equal(done[0].error.code, MLACAT_OK);
+    assert_int_equal(atomic_load(&memory->segment->pins), 3);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+    assert_ptr_equal(done[0].cookie, (void *)2);
+    assert_int_equal(driver.calls[DRIVER_cuStreamQuery], 0);
+}
+
+static void test_stream_nothing_to_copy_ends_in_its_turn(void **state)
+{
+    (void)state;
+    struct device_call call = call_of(4, 2);
+    call.plan.copy[OP_OUT] = false;
+    assert_int_equal(submit(4, 1), DEVICE_OK);
+    assert_int_equal(cuda_stream_submit(stream, &call, &err), DEVICE_OK);
+    assert_int_equal(poll(), 0);
+    assert_int_equal(driver.launches, 1);
+    driver_work(ALL);
+    assert_int_equal(poll(), 2);
+}
+
+static void test_stream_long_call_is_many_launches_few_ahead(void **state)
+{
+    (void)state;
+    uint64_t rows = 200 * MIB / 192;
+    uint32_t most = 0;
+    int polls = 0;
+    assert_int_equal(submit(rows, 1), DEVICE_OK);
+    assert_int_equal(submit(4, 2), DEVICE_AGAIN); /* it could not be cancelled any more */
+    while (poll() == 0 && polls++ < 10000) {
+        uint32_t ahead = driver.launches;
+        most = ahead - (uint32_t)polls > most && polls > 1 ? ahead - (uint32_t)polls : most;
+        driver_work(2);
+    }
+    assert_ptr_equal(done[0].cookie, (void *)1);
+    assert_true(driver.launches >= 400 / 8);
+    assert_true(most <= 3);
+    assert_int_equal(driver.calls[DRIVER_cuStreamWriteValue64], driver.launches);
+    assert_int_equal(submit(4, 2), DEVICE_OK);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+}
+
+static void test_stream_is_full_after_a_millisecond_of_work(void **state)
+{
+    (void)state;
+    int taken = 0;
+    while (submit(2 * MIB / 384, (uintptr_t)taken) == DEVICE_OK) {
+        taken++;
+    }
+    assert_int_equal(taken, 5); /* 8 MiB in calls of a little less than 2 */
+    driver_work(2);
+    assert_int_equal(poll(), 1);
+    assert_int_equal(submit(4, 9), DEVICE_OK);
+    driver_work(ALL);
+    assert_int_equal(poll(), 5);
+    taken = 0;
+    while (submit(4, (uintptr_t)taken) == DEVICE_OK) {
+        taken++;
+    }
+    assert_int_equal(taken, 128);
+    driver_work(ALL);
+    assert_int_equal(cuda_stream_poll(stream, done, 100, &err), 100);
+    assert_int_equal(poll(), 28);
+}
+
+static void test_stream_stale_memory_fails_the_call(void **state)
+{
+    (void)state;
+    atomic_store(&memory->segment->stale, true);
+    assert_int_equal(submit(4, 1), DEVICE_ERROR);
+    assert_int_equal(err.code, MLACAT_FAILED_PRECONDITION);
+    assert_int_equal(err.scope, MLACAT_SCOPE_BUFFER);
+    assert_int_equal(driver.launches, 0);
+}
+
+static void test_stream_refused_launch_leaves_nothing(void **state)
+{
+    (void)state;
+    driver.fail_at = 1;
+    driver.fail_result = 701;
+    assert_int_equal(submit(4, 1), DEVICE_ERROR);
+    assert_int_equal(err.scope, MLACAT_SCOPE_CALL);
+    assert_int_equal(atomic_load(&memory->segment->pins), 0);
+    assert_int_equal(submit(4, 2), DEVICE_OK);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+    assert_ptr_equal(done[0].cookie, (void *)2);
+}
+
+/* The first launches run: the call ends, with the error, only when they have. */
+static void test_stream_later_launch_fails_after_the_first_ended(void **state)
+{
+    (void)state;
+    driver.fail_at = 3; /* kernel, fence, kernel */
+    driver.fail_result = 701;
+    assert_int_equal(submit(20 * MIB / 192, 1), DEVICE_OK);
+    assert_int_equal(poll(), 0);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+    assert_int_equal(done[0].error.code, MLACAT_INTERNAL);
+    assert_int_equal(done[0].error.scope, MLACAT_SCOPE_SESSION);
+    assert_int_equal(submit(4, 2), DEVICE_OK);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+}
+
+static void test_stream_lost_at_launch(void **state)
+{
+    (void)state;
+    driver.fail_at = 1;
+    driver.fail_result = 700;
+    assert_int_equal(submit(4, 1), DEVICE_OK);
+    assert_int_equal(poll(), -1);
+    assert_int_equal(err.scope, MLACAT_SCOPE_DEVICE);
+    assert_int_equal(submit(4, 2), DEVICE_ERROR);
+    assert_int_equal(poll(), -1);
+}
+
+static void test_stream_lost_fence_write(void **state)
+{
+    (void)state;
+    driver.fail_at = 2;
+    driver.fail_result = 999;
+    assert_int_equal(submit(4, 1), DEVICE_OK);
+    assert_int_equal(poll(), -1);
+    assert_int_equal(err.scope, MLACAT_SCOPE_DEVICE);
+}
+
+static void test_stream_silent_fence_asks_the_driver(void **state)
+{
+    (void)state;
+    assert_int_equal(submit(4, 1), DEVICE_OK);
+    assert_int_equal(poll(), 0);
+    driver.now_ns += CUDA_FENCE_SILENCE_NS - 1;
+    assert_int_equal(poll(), 0);
+    assert_int_equal(driver.calls[DRIVER_cuStreamQuery], 0);
+    driver.now_ns += 1;
+    assert_int_equal(poll(), 0);
+    assert_int_equal(poll(), 0);
+    assert_int_equal(driver.calls[DRIVER_cuStreamQuery], 1);
+    driver.query_result = 719;
+    driver.now_ns += CUDA_FENCE_SILENCE_NS;
+    assert_int_equal(poll(), -1);
+    assert_int_equal(err.code, MLACAT_UNAVAILABLE);
+    assert_true(atomic_load(&device.lost));
+}
+
+static void test_stream_goes_on_from_the_fence_of_an_older_one(void **state)
+{
+    (void)state;
+    assert_int_equal(submit(4, 1), DEVICE_OK);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+    struct device_stream *others[CUDA_FENCES_PER_SLAB];
+    for (uint32_t i = 0; i < CUDA_FENCES_PER_SLAB; i++) { /* one more than a slab has left: a second one */
+        assert_int_equal(cuda_stream_open(&device, &others[i], &err), MLACAT_OK);
+    }
+    assert_int_equal(driver.pages, 2);
+    cuda_stream_close(stream);
+    assert_int_equal(cuda_stream_open(&device, &stream, &err), MLACAT_OK);
+    for (uint32_t i = 0; i < CUDA_FENCES_PER_SLAB; i++) {
+        cuda_stream_close(others[i]);
+        assert_int_equal(cuda_stream_open(&device, &others[i], &err), MLACAT_OK);
+    }
+    assert_int_equal(driver.pages, 2); /* none given back before the end, none made again */
+    struct device_call call = call_of(4, 5);
+    for (uint32_t i = 0; i < CUDA_FENCES_PER_SLAB; i++) {
+        assert_int_equal(cuda_stream_submit(others[i], &call, &err), DEVICE_OK);
+        assert_int_equal(cuda_stream_poll(others[i], done, 1, &err), 0);
+        driver_work(ALL);
+        assert_int_equal(cuda_stream_poll(others[i], done, 1, &err), 1);
+        cuda_stream_close(others[i]);
+    }
+}
+
+static void test_stream_open_each_call_failing_in_turn(void **state)
+{
+    (void)state;
+    struct device_stream *more;
+    driver.fail_at = 1;
+    assert_int_equal(cuda_stream_open(&device, &more, &err), MLACAT_RESOURCE_EXHAUSTED);
+    driver.fail_at = 0;
+    assert_int_equal(cuda_stream_open(&device, &more, &err), MLACAT_OK);
+    cuda_stream_close(more);
+}
+
+#define STREAM_TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        STREAM_TEST(test_stream_completes_when_the_fence_is_written),
+        STREAM_TEST(test_stream_nothing_to_copy_ends_in_its_turn),
+        STREAM_TEST(test_stream_long_call_is_many_launches_few_ahead),
+        STREAM_TEST(test_stream_is_full_after_a_millisecond_of_work),
+        STREAM_TEST(test_stream_stale_memory_fails_the_call),
+        STREAM_TEST(test_stream_refused_launch_leaves_nothing),
+        STREAM_TEST(test_stream_later_launch_fails_after_the_first_ended),
+        STREAM_TEST(test_stream_lost_at_launch),
+        STREAM_TEST(test_stream_lost_fence_write),
+        STREAM_TEST(test_stream_silent_fence_asks_the_driver),
+        STREAM_TEST(test_stream_goes_on_from_the_fence_of_an_older_one),
+        STREAM_TEST(test_stream_open_each_call_failing_in_turn),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the fake CUDA driver aborts a daemon for, and what it lets pass. Each case is a process of its own. */
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "concat_mla_args.h"
+#include "fake_cuda.h"
+
+#define OK CUDA_RESULT_OK
+
+static struct cuda_context *context;
+static struct cuda_module *module;
+static struct cuda_function *function;
+static struct cuda_stream *stream;
+static cuda_address memory[3];
+static void *page;
+
+/* The child's checks: cmocka's would return into the parent's tests. */
+static void must(int result)
+{
+    if (result != OK) {
+        fprintf(stderr, "a call of the case itself failed: %d\n", result);
+        _exit(2);
+    }
+}
+
+static int launch(unsigned grid, unsigned units)
+{
+    struct concat_mla_args args = {
+        .out = (void *)(uintptr_t)memory[0], .a = (void *)(uintptr_t)memory[1], .dim0 = 1, .dim1 = 1, .a_bytes = 16};
+    struct concat_mla_range range = {.units = units, .row_multiplier = 1u << 31, .row_shift = 31};
+    void *parameters[] = {&args, &range};
+    return fake_cuLaunchKernel(function, grid, 1, 1, 128, 1, 1, 0, stream, parameters, NULL);
+}
+
+/* A daemon at READY, with everything that it needs. */
+static void start_daemon(const char *words)
+{
+    fake_cuda_behave(words);
+    must(fake_cuInit(0));
+    must(fake_cuDevicePrimaryCtxRetain(&context, 0));
+    must(fake_cuCtxSetCurrent(context));
+    must(fake_cuModuleLoadDataEx(&module, "--gpu", 0, NULL, NULL));
+    must(fake_cuModuleGetFunction(&function, module, "concat_mla_16"));
+    must(fake_cuStreamCreate(&stream, CUDA_STREAM_NON_BLOCKING));
+    for (int i = 0; i < 3; i++) {
+        must(fake_cuMemAlloc(&memory[i], 4096));
+    }
+    page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    must(fake_cuMemHostRegister(page, 4096, CUDA_HOST_REGISTER_DEVICE_MAP));
+    must(launch(1, 0));
+    must(fake_cuStreamSynchronize(stream));
+    fake_cuda_ready();
+}
+
+/* Runs `body` in a process of its own. NULL: it goes well; else the text in the line that it dies with. */
+static void expect(void (*body)(void), const char *text)
+{
+    char output[512] = "";
+    int pipe_fds[2];
+    int status;
+    assert_int_equal(pipe(pipe_fds), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(pipe_fds[1], STDERR_FILENO);
+        start_daemon("daemon");
+        body();
+        _exit(0);
+    }
+    close(pipe_fds[1]);
+    ssize_t length = 0;
+    for (ssize_t got = 1; got > 0 && length<(ssize_t)sizeof(output) - 1; length += got> 0 ? got : 0) {
+        got = read(pipe_fds[0], output + length, sizeof(output) - 1 - (size_t)length);
+    }
+    close(pipe_fds[0]);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    if (!text) {
+        assert_string_equal(output, "");
+        assert_int_equal(status, 0);
+        return;
+    }
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    assert_int_equal(strncmp(output, "fake driver: ", 13), 0);
+    if (!strstr(output, text)) {
+        fail_msg("\"%s\" is not in \"%s\"", text, output);
+    }
+}
+
+/* ---- waits ---- */
+
+static void wait_value_64(void)
+{
+    fake_cuStreamWaitValue64(stream, memory[0], 1, 0);
+}
+
+static void wait_value_32(void)
+{
+    fake_cuStreamWaitValue32(stream, memory[0], 1, 0);
+}
+
+static void wait_event(void)
+{
+    fake_cuStreamWaitEvent(stream, NULL, 0);
+}
+
+static void host_function(void)
+{
+    fake_cuLaunchHostFunc(stream, NULL, NULL);
+}
+
+static void test_fake_cuda_rules_the_device_never_waits(void **state)
+{
+    (void)state;
+    expect(wait_value_64, "cuStreamWaitValue64");
+    expect(wait_value_32, "cuStreamWaitValue32");
+    expect(wait_event, "cuStreamWaitEvent");
+    expect(host_function, "cuLaunchHostFunc");
+}
+
+/* ---- after READY ---- */
+
+static void load_module(void)
+{
+    fake_cuModuleLoadDataEx(&module, "--gpu", 0, NULL, NULL);
+}
+
+static void unload_module(void)
+{
+    fake_cuModuleUnload(module);
+}
+
+static void unload_without_streams(void)
+{
+    must(fake_cuStreamDestroy(stream));
+    must(fake_cuModuleUnload(module));
+}
+
+static void first_launch(void)
+{
+    must(fake_cuModuleGetFunction(&function, module, "concat_mla_16_256_128"));
+    launch(1, 0);
+}
+
+static void synchronize(void)
+{
+    fake_cuStreamSynchronize(stream);
+}
+
+static void first_import_is_ready(void)
+{
+    struct cuda_ipc_handle handle = {{0}};
+    cuda_address address;
+    fake_cuda_behave("daemon");
+    load_module();
+    fake_cuIpcOpenMemHandle(&address, handle, CUDA_IPC_LAZY_PEER_ACCESS);
+    load_module();
+}
+
+static void test_fake_cuda_rules_after_ready(void **state)
+{
+    (void)state;
+    expect(load_module, "cuModuleLoadDataEx after READY");
+    expect(first_import_is_ready, "cuModuleLoadDataEx after READY");
+    expect(unload_module, "cuModuleUnload after READY");
+    expect(unload_without_streams, NULL);
+    expect(first_launch, "first launch of a kernel after READY");
+    expect(synchronize, "cuStreamSynchronize after READY");
+}
+
+/* ---- closing ---- */
+
+static void pause_ms(long ms)
+{
+    struct timespec time = {.tv_nsec = ms * 1000000};
+    nanosleep(&time, NULL);
+}
+
+static void close_fast(void)
+{
+    must(fake_cuMemFree(memory[0]));
+    fake_cuMemFree(memory[1]);
+}
+
+static void close_and_unregister_fast(void)
+{
+    must(fake_cuMemFree(memory[0]));
+    fake_cuMemHostUnregister(page);
+}
+
+static void close_at_pace(void)
+{
+    must(fake_cuMemFree(memory[0]));
+    pause_ms(11);
+    must(fake_cuMemFree(memory[1]));
+    pause_ms(11);
+    must(fake_cuMemHostUnregister(page));
+}
+
+static void close_fast_without_streams(void)
+{
+    must(fake_cuStreamDestroy(stream));
+    must(fake_cuMemFree(memory[0]));
+    must(fake_cuMemFree(memory[1]));
+    must(fake_cuMemHostUnregister(page));
+}
+
+static void *free_second(void *unused)
+{
+    must(fake_cuCtxSetCurrent(context));
+    fake_cuMemFree(memory[1]);
+    return unused;
+}
+
+static void close_on_two_threads(void)
+{
+    pthread_t thread;
+    must(fake_cuMemFree(memory[0]));
+    pause_ms(11);
+    must(pthread_create(&thread, NULL, free_second, NULL));
+    must(pthread_join(thread, NULL));
+}
+
+static void test_fake_cuda_rules_of_closing(void **state)
+{
+    (void)state;
+    expect(close_fast, "cuMemFree less than 10 ms");
+    expect(close_and_unregister_fast, "cuMemHostUnregister less than 10 ms");
+    expect(close_at_pace, NULL);
+    expect(close_fast_without_streams, NULL);
+    expect(close_on_two_threads, "cuMemFree on another thread");
+}
+
+/* ---- launches ---- */
+
+static void launch_too_few_blocks(void)
+{
+    launch(1, 257);
+}
+
+static void launch_enough_blocks(void)
+{
+    memory[0] = memory[1]; /* rows of stride 0: in its place */
+    must(launch(2, 257));
+}
+
+static void launch_for_too_long(void)
+{
+    launch(1u << 24, 1u << 30);
+}
+
+static void test_fake_cuda_rules_of_launches(void **state)
+{
+    (void)state;
+    expect(launch_too_few_blocks, "does not cover 257 units");
+    expect(launch_enough_blocks, NULL);
+    expect(launch_for_too_long, "longer than 1 ms");
+}
+
+/* ---- no daemon, and no sense ---- */
+
+static void be_a_client(void)
+{
+    fake_cuda_behave("");
+    load_module();
+    must(fake_cuMemFree(memory[0]));
+    must(fake_cuMemFree(memory[1]));
+    must(fake_cuStreamSynchronize(stream));
+}
+
+static void behave_badly(void)
+{
+    fake_cuda_behave("daemno");
+}
+
+static void fail_what_is_not_there(void)
+{
+    fake_cuda_behave("fail=cuNothing:1:2");
+}
+
+static void test_fake_cuda_rules_are_for_daemons_only(void **state)
+{
+    (void)state;
+    expect(be_a_client, NULL);
+}
+
+static void test_fake_cuda_refuses_words_that_mean_nothing(void **state)
+{
+    (void)state;
+    expect(behave_badly, "\"daemno\" is no behaviour");
+    expect(fail_what_is_not_there, "no entry point cuNothing");
+}
+
+/* ---- closing while the device works ---- */
+
+static struct timespec start;
+
+static void must_be_30_ms_later(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    long ms = (now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000;
+    must(ms >= 30 ? OK : CUDA_RESULT_NOT_READY);
+}
+
+/* Launches as soon as the other thread is closing. */
+static void *launch_more(void *unused)
+{
+    must(fake_cuCtxSetCurrent(context));
+    while (fake_cuda_calls("cuMemFree") == 0) {
+        sched_yield();
+    }
+    must(launch(1, 0));
+    must_be_30_ms_later();
+    return unused;
+}
+
+/* A kernel takes 30 ms: closing waits for it, and launches wait for the closing. */
+static void close_while_a_kernel_runs(void)
+{
+    pthread_t thread;
+    fake_cuda_behave("delay_us=30000");
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    must(launch(1, 0));
+    must(pthread_create(&thread, NULL, launch_more, NULL));
+    must(fake_cuMemFree(memory[0]));
+    must_be_30_ms_later();
+    must(pthread_join(thread, NULL));
+}
+
+static void test_fake_cuda_close_waits_for_kernels(void **state)
+{
+    (void)state;
+    expect(close_while_a_kernel_runs, NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_fake_cuda_rules_the_device_never_waits),
+        cmocka_unit_test(test_fake_cuda_rules_after_ready),
+        cmocka_unit_test(test_fake_cuda_rules_of_closing),
+        cmocka_unit_test(test_fake_cuda_rules_of_launches),
+        cmocka_unit_test(test_fake_cuda_rules_are_for_daemons_only),
+        cmocka_unit_test(test_fake_cuda_refuses_words_that_mean_nothing),
+        cmocka_unit_test(test_fake_cuda_close_waits_for_kernels),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
