@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "buffers.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "closer.h"
+#include "engine.h"
+
+/* Of a request that goes nowhere. */
+static void close_fds(struct memory_request *request)
+{
+    for (uint32_t i = 0; i < request->chunks_nr; i++) {
+        if (request->fds[i] >= 0) {
+            closer_close(request->fds[i]);
+            request->fds[i] = -1;
+        }
+    }
+}
+
+static void buffer_free(struct buffer *buffer)
+{
+    buffer->handlers->on_gone(buffer);
+    engine_count_buffers(buffer->engine, -1);
+    free(buffer);
+}
+
+static void on_released(struct control_job *job)
+{
+    buffer_free(LIST_ENTRY(job, struct buffer, job));
+}
+
+static void run_release(struct control_job *job)
+{
+    struct buffer *buffer = LIST_ENTRY(job, struct buffer, job);
+    buffer->engine->ops->mem_release(buffer->engine->device, buffer->memory);
+}
+
+static void release_if_unused(struct buffer *buffer)
+{
+    if (!buffer->unwanted || buffer->pins > 0 || buffer->state == BUFFER_IMPORTING) {
+        return;
+    }
+    if (buffer->state == BUFFER_FAILED) {
+        buffer_free(buffer);
+        return;
+    }
+    buffer->state = BUFFER_RELEASING;
+    buffer->job = (struct control_job){.run = run_release, .done = on_released};
+    list_init(&buffer->job.link);
+    control_post(&buffer->engine->control, &buffer->job);
+}
+
+static void run_import(struct control_job *job)
+{
+    struct buffer *buffer = LIST_ENTRY(job, struct buffer, job);
+    struct engine *engine = buffer->engine;
+    if (engine->ops->mem_import(engine->device, buffer->request, &buffer->memory, &buffer->info, &buffer->error) ==
+        MLACAT_OK) {
+        buffer->error.code = MLACAT_OK;
+    }
+}
+
+static void on_import_done(struct control_job *job)
+{
+    struct buffer *buffer = LIST_ENTRY(job, struct buffer, job);
+    free(buffer->request);
+    buffer->request = NULL;
+    buffer->state = buffer->error.code == MLACAT_OK ? BUFFER_LIVE : BUFFER_FAILED;
+    /* Read before: the handler may drop the buffer, and then it may be freed. */
+    bool unwanted = buffer->unwanted;
+    buffer->handlers->on_imported(buffer);
+    if (unwanted) {
+        release_if_unused(buffer);
+    }
+}
+
+enum mlacat_status buffer_import(struct engine *engine, const struct memory_request *request,
+                                 const struct buffer_handlers *handlers, void *owner, struct buffer **buffer,
+                                 struct error *err)
+{
+    struct buffer *made = calloc(1, sizeof(*made));
+    struct memory_request *kept = malloc(sizeof(*kept));
+    if (!made || !kept) {
+        struct memory_request closing = *request;
+        close_fds(&closing);
+        free(made);
+        free(kept);
+        return error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the service has no memory for another buffer");
+    }
+    *kept = *request;
+    made->engine = engine;
+    made->handlers = handlers;
+    made->owner = owner;
+    made->state = BUFFER_IMPORTING;
+    made->request = kept;
+    made->job = (struct control_job){.run = run_import, .done = on_import_done};
+    list_init(&made->job.link);
+    engine_count_buffers(engine, 1);
+    control_post(&engine->control, &made->job);
+    *buffer = made;
+    return MLACAT_OK;
+}
+
+void buffer_pin(struct buffer *buffer)
+{
+    buffer->pins++;
+}
+
+void buffer_unpin(struct buffer *buffer)
+{
+    assert(buffer->pins > 0);
+    buffer->pins--;
+    release_if_unused(buffer);
+}
+
+void buffer_drop(struct buffer *buffer)
+{
+    assert(!buffer->unwanted);
+    buffer->unwanted = true;
+    release_if_unused(buffer);
+}

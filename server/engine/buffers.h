@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A client's registered memory on one device.
+ *
+ *   IMPORTING -> LIVE       (loop: the import is done)
+ *   IMPORTING -> FAILED     (loop: it failed; `error` says why)
+ *   LIVE -> RELEASING       (loop: unregistered and no call pins it)
+ *   RELEASING, FAILED -> freed
+ *
+ * A buffer that is unregistered while calls pin it or while it is imported is `unwanted`: it goes as soon as it can.
+ *
+ * Owns:     the imported memory and, until the import, the descriptors of its request.
+ * Thread:   the loop thread; the import and the release run on the control thread, which then has the buffer to itself.
+ * Lifetime: buffer_import -> buffer_drop -> on_gone (the last word; the memory is freed after it).
+ * Errors:   buffer_import: RESOURCE_EXHAUSTED without memory. The import's own error comes with on_imported.
+ */
+#ifndef MLACAT_ENGINE_BUFFERS_H
+#define MLACAT_ENGINE_BUFFERS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "control.h"
+#include "device.h"
+#include "memory.h"
+#include "wire.h"
+
+struct engine;
+struct buffer;
+
+enum buffer_state { BUFFER_IMPORTING, BUFFER_LIVE, BUFFER_FAILED, BUFFER_RELEASING };
+
+struct buffer_handlers {
+    /* The import has ended: LIVE or FAILED. A buffer that is `unwanted` by now goes by itself; any other may be dropped
+     * here. */
+    void (*on_imported)(struct buffer *buffer);
+    /* The memory is let go; the buffer is freed when this returns. */
+    void (*on_gone)(struct buffer *buffer);
+};
+
+struct buffer {
+    struct control_job job;
+    struct engine *engine;
+    const struct buffer_handlers *handlers;
+    void *owner;
+    void *user; /* owner's: what waits for the import */
+    uint64_t request_id;
+    struct wire_ref ref; /* the owner's name for it; generation 0: none (inline memory) */
+    enum buffer_state state;
+    bool unwanted;
+    uint32_t pins;
+    struct memory_request *request; /* until the import */
+    struct device_memory *memory;
+    struct memory_info info;
+    uint64_t charged_bytes; /* by the owner, against its limit */
+    struct error error;
+};
+
+/* Starts an import; takes the fds of `request` in every outcome. */
+enum mlacat_status buffer_import(struct engine *engine, const struct memory_request *request,
+                                 const struct buffer_handlers *handlers, void *owner, struct buffer **buffer,
+                                 struct error *err);
+
+/* A call is going to use the buffer, or has ended. */
+void buffer_pin(struct buffer *buffer);
+void buffer_unpin(struct buffer *buffer);
+
+/* The owner wants it no more: it goes when no call pins it. Once. */
+void buffer_drop(struct buffer *buffer);
+
+#endif

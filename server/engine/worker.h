@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A thread that drives its streams: takes calls, launches, polls, gives back. While there is work it allocates
+ * nothing, locks nothing and makes no system call. Streams with work take turns, one after the other.
+ *
+ * Owns:     its thread, its two mailboxes, its doorbell, and the worker's part of its streams.
+ * Thread:   worker_post, worker_take, worker_withdrawn: the loop thread.
+ * Lifetime: worker_start -> worker_stop, with no call at the worker.
+ * Errors:   none; worker_has_room says whether worker_post may be called.
+ */
+#ifndef MLACAT_ENGINE_WORKER_H
+#define MLACAT_ENGINE_WORKER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "call.h"
+#include "device.h"
+#include "loop_bell.h"
+#include "queue.h"
+
+/* spin: awake while a stream is open; balanced: awake for spin_ns after the last event; sleep: sleeps at once. */
+enum worker_poll { WORKER_POLL_SPIN, WORKER_POLL_BALANCED, WORKER_POLL_SLEEP };
+
+struct worker {
+    pthread_t thread;
+    const struct device_ops *ops;
+    struct loop_bell *bell;
+    enum worker_poll poll;
+    uint64_t spin_ns;
+    struct mailbox inbox;  /* loop -> worker: struct call */
+    struct mailbox outbox; /* worker -> loop: struct call */
+    struct doorbell doorbell;
+    _Atomic uint32_t withdrawn; /* counts the loop's withdrawals: a change makes the worker look */
+    _Atomic uint32_t stopping;
+    _Atomic uint32_t streams_nr; /* open streams; written by the loop */
+    _Atomic uint64_t heartbeat;  /* counts the worker's rounds */
+    uint32_t calls_max;          /* room in the mailboxes */
+    uint32_t calls_nr;           /* loop: calls at the worker */
+    uint64_t heartbeat_seen;     /* loop: at the last worker_stuck */
+
+    _Alignas(QUEUE_LINE) struct list_node active; /* worker: streams with work */
+    uint32_t withdrawn_seen;                      /* worker */
+    struct list_node ended;                       /* worker: calls to post at the end of their stream's turn */
+    bool posted;                                  /* worker: in this round; the loop must know */
+};
+
+/* `calls_max`: how many calls may be at the worker at a time, a power of two. RESOURCE_EXHAUSTED: no memory, no
+ * thread. */
+enum mlacat_status worker_start(struct worker *worker, const struct device_ops *ops, struct loop_bell *bell,
+                                enum worker_poll poll, uint64_t spin_ns, uint32_t calls_max, struct error *err);
+void worker_stop(struct worker *worker);
+
+bool worker_has_room(const struct worker *worker);
+/* worker_has_room is true. */
+void worker_post(struct worker *worker, struct call *call);
+/* The next call that has ended, or was withdrawn; NULL: none. */
+struct call *worker_take(struct worker *worker);
+/* Makes the worker give back the calls that were withdrawn. */
+void worker_withdrawn(struct worker *worker);
+/* A stream more or less. */
+void worker_count_stream(struct worker *worker, int change);
+uint32_t worker_streams(const struct worker *worker);
+
+/* True if it had calls at the last question and has not made a round since: for the watchdog, asked seconds apart. */
+bool worker_stuck(struct worker *worker);
+
+#endif
