@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "service.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "clock.h"
+#include "completion.h"
+#include "session.h"
+
+_Static_assert(MLACAT_UNAUTHENTICATED < SERVICE_STATUSES, "every status has a counter");
+
+enum mlacat_status service_init(struct service *service, struct error *err)
+{
+    list_init(&service->sessions);
+    list_init(&service->unsent);
+    service->started_ns = clock_now_ns();
+    service->reader = conn_reader_new();
+    service->decoder = wire_decoder_new();
+    service->packet = malloc(WIRE_PACKET_BYTES);
+    if (!service->reader || !service->decoder || !service->packet) {
+        service_fini(service);
+        return error_set(err, MLACAT_RESOURCE_EXHAUSTED, "no memory for the packet buffers");
+    }
+    return MLACAT_OK;
+}
+
+void service_fini(struct service *service)
+{
+    assert(service->sessions_nr == 0);
+    if (service->reader) {
+        conn_reader_free(service->reader);
+    }
+    if (service->decoder) {
+        wire_decoder_free(service->decoder);
+    }
+    free(service->packet);
+    service->reader = NULL;
+    service->decoder = NULL;
+    service->packet = NULL;
+}
+
+struct engine *service_find_engine(struct service *service, const char *uuid, struct error *err)
+{
+    char known[128] = "";
+    size_t used = 0;
+    for (uint32_t i = 0; i < service->engines_nr; i++) {
+        const char *have = service->engines[i].info.uuid;
+        if (strcmp(have, uuid) == 0) {
+            if (service->engines[i].available) {
+                return &service->engines[i];
+            }
+            error_set(err, MLACAT_UNAVAILABLE, "the device \"%.64s\" is not available: %s", uuid,
+                      service->engines[i].absent_reason.message);
+            return NULL;
+        }
+        int wrote = snprintf(known + used, sizeof(known) - used, "%s\"%s\"", i ? ", " : "", have);
+        used = wrote > 0 && used + (size_t)wrote < sizeof(known) ? used + (size_t)wrote : sizeof(known) - 1;
+    }
+    error_set(err, MLACAT_NOT_FOUND, "this service has no device \"%.64s\": it has %s", uuid, known);
+    return NULL;
+}
+
+bool service_take(struct service *service)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < service->engines_nr; i++) {
+        any |= engine_take(&service->engines[i]);
+    }
+    if (!list_empty(&service->unsent)) {
+        completion_flush(service);
+    }
+    return any;
+}
+
+uint32_t service_calls_at_workers(const struct service *service)
+{
+    uint32_t calls_nr = 0;
+    for (uint32_t i = 0; i < service->engines_nr; i++) {
+        calls_nr += engine_calls(&service->engines[i]);
+    }
+    return calls_nr;
+}
+
+uint32_t service_streams(const struct service *service)
+{
+    uint32_t streams_nr = 0;
+    for (uint32_t i = 0; i < service->engines_nr; i++) {
+        streams_nr += service->engines[i].streams_nr;
+    }
+    return streams_nr;
+}
+
+uint32_t service_calls(const struct service *service)
+{
+    uint32_t calls_nr = 0;
+    for (struct list_node *node = service->sessions.next; node != &service->sessions; node = node->next) {
+        calls_nr += LIST_ENTRY(node, struct session, link)->calls_nr;
+    }
+    return calls_nr;
+}
+
+static void gather_ops(struct service *service, struct wire_stats *stats)
+{
+    for (uint32_t e = 0; e < service->engines_nr; e++) {
+        for (uint32_t i = 0; op_at(i) && stats->ops_nr < WIRE_OP_STATS_MAX; i++) {
+            const struct op_counters *counters = &service->ops[e][op_at(i)->number];
+            stats->ops[stats->ops_nr++] = (struct wire_op_stats){
+                .op = op_at(i)->number,
+                .device_uuid = service->engines[e].info.uuid,
+                .calls = counters->calls,
+                .bytes = counters->bytes,
+                .queue_ns_p50 = histogram_quantile(&counters->queue, 0.5),
+                .queue_ns_p99 = histogram_quantile(&counters->queue, 0.99),
+                .device_ns_p50 = histogram_quantile(&counters->device, 0.5),
+                .device_ns_p99 = histogram_quantile(&counters->device, 0.99),
+            };
+        }
+    }
+    for (uint32_t code = 0; code < SERVICE_STATUSES; code++) {
+        if (service->outcomes[code]) {
+            stats->outcomes[stats->outcomes_nr++] =
+                (struct wire_status_count){.code = code, .count = service->outcomes[code]};
+        }
+    }
+}
+
+static void gather_clients(struct service *service, struct wire_stats *stats)
+{
+    for (struct list_node *node = service->sessions.next; node != &service->sessions; node = node->next) {
+        const struct session *session = LIST_ENTRY(node, struct session, link);
+        stats->streams += session->streams.used_nr;
+        stats->buffers += session->buffers_nr;
+        stats->mapped_bytes += session->mapped_bytes;
+        stats->calls_in_flight += session->calls_nr;
+        if (session->state != SESSION_OPEN || stats->client_stats_nr == WIRE_CLIENT_STATS_MAX) {
+            continue;
+        }
+        stats->clients++;
+        stats->client_stats[stats->client_stats_nr++] = (struct wire_client_stats){
+            .name = session->name,
+            .pid = (uint32_t)session->peer.pid,
+            .uid = session->peer.uid,
+            .streams = session->streams.used_nr,
+            .buffers = session->buffers.used_nr,
+            .mapped_bytes = session->mapped_bytes,
+            .calls = session->calls_total,
+            .calls_in_flight = session->calls_nr,
+        };
+    }
+}
+
+size_t service_pack_stats(struct service *service, uint64_t request_id)
+{
+    struct wire_stats stats = {
+        .uptime_us = (clock_now_ns() - service->started_ns) / 1000,
+        .clients_total = service->clients_total,
+        .clients_refused = service->clients_refused,
+        .sessions_broken = service->sessions_broken,
+    };
+    gather_ops(service, &stats);
+    gather_clients(service, &stats);
+    return wire_encode_stats(service->packet, request_id, &stats);
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "completion.h"
+#include "session.h"
+#include "stream.h"
+
+static void on_opened(struct stream *stream)
+{
+    struct session *session = stream->owner;
+    if (stream->state != STREAM_OPEN) {
+        session_answer(session, stream->request_id, &stream->error);
+        return;
+    }
+    size_t size =
+        wire_encode_stream_opened(session->service->packet, stream->request_id, stream->ref, stream->calls_nr);
+    conn_send(&session->conn, session->service->packet, size, NULL, 0);
+}
+
+static void on_gone(struct stream *stream)
+{
+    struct session *session = stream->owner;
+    session->streams_nr--;
+    list_remove(&stream->link);
+    if (stream->state == STREAM_OPENING) {
+        handles_remove(&session->streams, stream->ref);
+    } else if (stream->request_id != 0) {
+        session_answer(session, stream->request_id, NULL);
+    }
+    session_part_gone(session);
+}
+
+static const struct stream_handlers stream_handlers = {
+    .on_opened = on_opened,
+    .on_call_done = session_call_done,
+    .on_gone = on_gone,
+};
+
+/* Streams that are still closing count too: they hold memory until the control thread comes to them. */
+static enum mlacat_status refuse_one_more(const struct session *session, struct error *err)
+{
+    uint32_t limit = session->service->limits.client.streams;
+    if (session->streams_nr >= limit + SESSION_LEAVING_MAX) {
+        return error_set(
+            err, MLACAT_RESOURCE_EXHAUSTED,
+            "this client has %u streams with those that are still closing, the limit is %u: wait a moment, "
+            "or raise max_streams",
+            session->streams_nr, limit);
+    }
+    return handles_check(&session->streams, limit, "streams", err);
+}
+
+void session_open_stream(struct session *session, struct wire_message *message, struct conn_packet *packet)
+{
+    struct service *service = session->service;
+    struct error err;
+    struct stream *stream;
+    (void)packet;
+    if (service->draining) {
+        error_set(&err, MLACAT_UNAVAILABLE, "the service is draining: connect again when it is back");
+        goto fail;
+    }
+    struct engine *engine = service_find_engine(service, message->open_stream.device_uuid, &err);
+    if (!engine || refuse_one_more(session, &err) != MLACAT_OK ||
+        stream_open(engine, service->limits.client.stream_calls, &stream_handlers, session, &stream, &err) !=
+            MLACAT_OK) {
+        goto fail;
+    }
+    session->streams_nr++;
+    list_append(&session->stream_list, &stream->link);
+    if (handles_add(&session->streams, stream, service->limits.client.streams, "streams", &stream->ref, &err) !=
+        MLACAT_OK) {
+        stream_close(stream); /* with no request to answer */
+        goto fail;
+    }
+    stream->request_id = message->request_id;
+    return;
+fail:
+    session_answer(session, message->request_id, &err);
+}
+
+/* A client learns the name only when the stream is open; one that guesses it finds nothing. */
+struct stream *session_find_stream(struct session *session, struct wire_ref ref, struct error *err)
+{
+    struct stream *stream = handles_find(&session->streams, ref);
+    if (stream && stream->state == STREAM_OPEN) {
+        return stream;
+    }
+    error_set(err, MLACAT_NOT_FOUND, "this client has no stream %u.%u: it was closed, or never was", ref.id,
+              ref.generation);
+    return NULL;
+}
+
+void session_close_stream(struct session *session, struct wire_message *message, struct conn_packet *packet)
+{
+    struct error err;
+    struct stream *stream = session_find_stream(session, message->close_stream, &err);
+    (void)packet;
+    if (!stream) {
+        session_answer(session, message->request_id, &err);
+        return;
+    }
+    handles_remove(&session->streams, stream->ref);
+    stream->request_id = message->request_id;
+    stream_close(stream);
+}
+
+void session_close_streams(struct session *session)
+{
+    struct list_node *node = session->stream_list.next;
+    while (node != &session->stream_list) {
+        struct stream *stream = LIST_ENTRY(node, struct stream, link);
+        node = node->next;
+        struct list_node *live = stream->live.next;
+        while (live != &stream->live) {
+            struct call *call = LIST_ENTRY(live, struct call, link);
+            live = live->next;
+            stream_withdraw(stream, call, CALL_WITHDRAWN_GONE);
+        }
+        if (stream->state != STREAM_CLOSING) {
+            handles_remove(&session->streams, stream->ref);
+            stream_close(stream);
+        }
+    }
+}
