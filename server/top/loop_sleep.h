@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * When the event loop sleeps. To wake a thread costs more than a small call takes, for whoever wakes it as well as for
+ * the thread. So the loop looks on for a moment where something is likely to come: a completion, while calls are at the
+ * workers; a packet, while clients send calls without waiting for each. A client that waits for each call finds the
+ * loop asleep: on few CPUs a loop that looks on would only be in its way. A service without work sleeps.
+ *
+ * Owns:     the handles by which the loop goes round, and the bell that the other threads ring.
+ * Thread:   the loop thread.
+ * Lifetime: loop_sleep_init -> its handles are closed with the others of the loop (uv_walk).
+ * Errors:   none.
+ */
+#ifndef MLACAT_TOP_LOOP_SLEEP_H
+#define MLACAT_TOP_LOOP_SLEEP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "loop_bell.h"
+#include "service.h"
+#include "worker.h"
+
+struct loop_sleep {
+    uv_async_t wake;      /* other threads -> loop */
+    uv_prepare_t prepare; /* before the loop waits for its sockets */
+    uv_check_t check;     /* after it waited */
+    uv_idle_t busy;       /* active: it only looks at them */
+    struct loop_bell bell;
+    struct service *service;
+    enum worker_poll poll;
+    uint64_t spin_ns;             /* how long it goes on looking (poll = balanced) */
+    uint64_t last_event_ns;       /* a packet or a completion */
+    void (*on_turn)(void *owner); /* once a turn, when everything that was finished is handed out */
+    void *owner;
+};
+
+void loop_sleep_init(struct loop_sleep *sleep, uv_loop_t *loop, struct service *service, enum worker_poll poll,
+                     uint64_t spin_ns, void (*on_turn)(void *owner), void *owner);
+
+#endif
