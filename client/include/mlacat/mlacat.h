@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * libmlacat: run the concat-MLA kernels of the mlacat service on buffers that this process shares with it.
+ *
+ *     connect -> buffers, streams -> submit, wait -> release, close -> disconnect
+ *
+ * Threads     Every function may be called from any thread, also on the same handle. Do not use a handle that another
+ *             thread is releasing. Callbacks run where `dispatch` of mlacat_connect_options says.
+ * Errors      A function that returns enum mlacat_status returns MLACAT_OK or the reason; mlacat_error_message() of the
+ *             same thread then says what was wrong, with which value, and what to do.
+ *             A submit that returns an error never completes; one that returns MLACAT_OK completes exactly once.
+ * Restart     When the daemon goes away, calls and requests in flight end with MLACAT_UNAVAILABLE and scope SESSION;
+ *             the content of the calls' outputs is undefined. The next submit or request connects again, registers all
+ *             buffers and opens all streams again, and waits up to `reconnect_timeout_ms` for that. Handles stay
+ *             valid. What could not be restored gives MLACAT_FAILED_PRECONDITION when it is used; release it.
+ *             A daemon that drains ends new calls, and refuses new buffers and streams, with MLACAT_UNAVAILABLE and
+ *             scope CALL: nothing was written. Those after that wait for it to go (within the same time) and then
+ *             connect again.
+ *             No call is repeated by the library.
+ * Fork        A client belongs to the process that connected. In a forked child every function on it returns
+ *             MLACAT_FAILED_PRECONDITION; mlacat_disconnect does no more than close descriptors, and
+ *             mlacat_buffer_release, mlacat_stream_close do nothing: none of them frees memory there. Connect again in
+ *             the child. The memory of buffers stays shared with it.
+ * Structs     that begin with `size` have it set to their sizeof by the caller, so that program and library may be of
+ *             different age: members that one side does not know count as 0.
+ *             Structs that are elements of an array (mlacat_tensor, mlacat_op_stats, mlacat_client_stats) never change.
+ *             mlacat_stats comes from the library and may get more members at its end.
+ */
+#ifndef MLACAT_MLACAT_H
+#define MLACAT_MLACAT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define MLACAT_API __attribute__((visibility("default")))
+#else
+#define MLACAT_API
+#endif
+
+/* gRPC's canonical codes: MLACAT_OK = 0, MLACAT_INVALID_ARGUMENT = 3, ...: mlacat_status.def says what each means. */
+#define MLACAT_STATUS(name, number, scope, text) MLACAT_##name = number,
+enum mlacat_status {
+#include "mlacat_status.def"
+    MLACAT_STATUS_END_ = 17
+};
+
+/* What is lost with an error: MLACAT_SCOPE_CALL = 1 ... MLACAT_SCOPE_DEVICE = 5 (mlacat_status.def). */
+#define MLACAT_SCOPE(name, number, text) MLACAT_SCOPE_##name = number,
+enum mlacat_scope {
+#include "mlacat_status.def"
+    MLACAT_SCOPE_END_ = 6
+};
+
+/* MLACAT_OP_CONCAT_MLA_K = 1, MLACAT_OP_CONCAT_MLA_ABSORB_Q = 2 (mlacat_ops.def). */
+#define MLACAT_OP(number, enum_name, name, out, first, second, second_rows, dim0, dim1, w1, w2) \
+    MLACAT_OP_##enum_name = number,
+enum mlacat_op {
+#include "mlacat_ops.def"
+    MLACAT_OP_END_ = 3
+};
+
+/* MLACAT_DTYPE_BF16 = 1, FP16, FP8_E4M3, FP8_E5M2, FP32 (mlacat_dtypes.def). */
+#define MLACAT_DTYPE(number, enum_name, name, bytes) MLACAT_DTYPE_##enum_name = number,
+enum mlacat_dtype {
+#include "mlacat_dtypes.def"
+    MLACAT_DTYPE_END_ = 6
+};
+
+struct mlacat_client;
+struct mlacat_stream;
+struct mlacat_buffer;
+
+#define MLACAT_MESSAGE_BYTES 240
+
+/* ------------------------------------------------------------------------------------------------ errors, names */
+
+/* What went wrong in the last function of this thread that returned an error; valid until the next one does. Never
+ * NULL. A call that failed counts as an error of the mlacat_wait or mlacat_run that returned its status. */
+MLACAT_API const char *mlacat_error_message(void);
+/* What is lost by that error. */
+MLACAT_API enum mlacat_scope mlacat_error_scope(void);
+/* "INVALID_ARGUMENT"; "UNKNOWN" for a number that is not in the table. */
+MLACAT_API const char *mlacat_status_name(enum mlacat_status status);
+/* "CALL" */
+MLACAT_API const char *mlacat_scope_name(enum mlacat_scope scope);
+/* "concat_mla_k"; NULL for a number that is not in the table. */
+MLACAT_API const char *mlacat_op_name(enum mlacat_op op);
+/* "bf16"; NULL for a number that is not in the table. */
+MLACAT_API const char *mlacat_dtype_name(enum mlacat_dtype dtype);
+/* Bytes of one element; 0 for a number that is not in the table. */
+MLACAT_API size_t mlacat_dtype_bytes(enum mlacat_dtype dtype);
+/* "0.1.0": of this library. */
+MLACAT_API const char *mlacat_version(void);
+
+/* ------------------------------------------------------------------------------------------------ connection */
+
+enum mlacat_dispatch {
+    MLACAT_DISPATCH_THREAD = 0, /* callbacks run on a thread of the library, started with the first call that has one */
+    /* Callbacks run inside mlacat_dispatch, mlacat_wait, mlacat_run, mlacat_stream_close and mlacat_disconnect, and
+     * nowhere else; poll mlacat_client_fd. */
+    MLACAT_DISPATCH_CALLER = 1
+};
+
+struct mlacat_connect_options {
+    size_t size; /* sizeof(struct mlacat_connect_options) */
+    /* NULL: $MLACAT_SOCKET, else $XDG_RUNTIME_DIR/mlacat/mlacatd.sock if it exists, else /run/mlacat/mlacatd.sock.
+     * INVALID_ARGUMENT: a path too long for a socket, also where it would have come from XDG_RUNTIME_DIR. */
+    const char *socket;
+    const char *name;              /* for statistics and logs; NULL: the name of the program */
+    uint32_t connect_timeout_ms;   /* how long mlacat_connect waits for a daemon that listens to answer; 0: 2000 */
+    uint32_t reconnect_timeout_ms; /* how long a request waits for a daemon that went away to come back; 0: 2000 */
+    enum mlacat_dispatch dispatch;
+};
+
+/*
+ * Connects and says Hello. `options` NULL: all defaults.
+ * UNAVAILABLE (nobody listens, told at once; the message names the path), PERMISSION_DENIED, FAILED_PRECONDITION
+ * (another protocol version), RESOURCE_EXHAUSTED (the daemon has max_clients), DEADLINE_EXCEEDED.
+ */
+MLACAT_API enum mlacat_status mlacat_connect(const struct mlacat_connect_options *options,
+                                             struct mlacat_client **client);
+
+/* Ends the calls in flight with UNAVAILABLE, releases every buffer and stream of the client (their handles are then
+ * gone) and frees it. Callbacks that are due run before it returns. NULL is fine. Not from a callback. */
+MLACAT_API void mlacat_disconnect(struct mlacat_client *client);
+
+struct mlacat_server_info {
+    size_t size;
+    char version[64];
+    uint32_t pid;        /* in the daemon's pid namespace */
+    uint8_t boot_id[16]; /* new at each start of the daemon */
+    uint32_t devices;
+    uint32_t max_streams;
+    uint32_t max_buffers;
+    uint64_t max_mapped_bytes;
+    uint32_t max_stream_calls;
+    uint32_t max_calls;
+    uint32_t reconnects; /* of this client, so far */
+};
+
+/* What the daemon said at the last Welcome. */
+MLACAT_API enum mlacat_status mlacat_server_info(struct mlacat_client *client, struct mlacat_server_info *info);
+
+struct mlacat_device_info {
+    size_t size;
+    char uuid[64]; /* "host", "GPU-...": how the device is named everywhere */
+    char kind[16]; /* "host", "cuda" */
+    char name[128];
+    uint32_t available;
+    char reason[240]; /* why it is not available */
+    uint32_t workers;
+};
+
+/* Device `index` < mlacat_server_info.devices; OUT_OF_RANGE past that. */
+MLACAT_API enum mlacat_status mlacat_device_info(struct mlacat_client *client, uint32_t index,
+                                                 struct mlacat_device_info *info);
+
+/* ------------------------------------------------------------------------------------------------ buffers */
+
+/*
+ * Makes memory of `bytes` (> 0) that both this process and the device can use, zeroed, and registers it.
+ * `device`: a UUID of mlacat_device_info; NULL: the first available one. On the host device it is a sealed memfd,
+ * mapped here. NOT_FOUND (no such device), RESOURCE_EXHAUSTED (memory, descriptors, the daemon's limits), UNAVAILABLE,
+ * UNIMPLEMENTED (a GPU: use mlacat_buffer_register_ptr).
+ */
+MLACAT_API enum mlacat_status mlacat_buffer_alloc(struct mlacat_client *client, const char *device, size_t bytes,
+                                                  struct mlacat_buffer **buffer);
+
+/*
+ * Registers the part [0, bytes) of a memfd of the caller with the host device. It must be sealed with F_SEAL_SHRINK.
+ * The descriptor stays the caller's (the library keeps a duplicate); it is not mapped here.
+ */
+MLACAT_API enum mlacat_status mlacat_buffer_register_fd(struct mlacat_client *client, const char *device, int fd,
+                                                        size_t bytes, struct mlacat_buffer **buffer);
+
+/*
+ * Registers [pointer, pointer + bytes) of this process's GPU memory with the device that it is on. The memory stays the
+ * caller's, and must not be freed before the release; the caller orders its own work on it before a call and after.
+ * Shared can be memory of cudaMalloc, and of cuMemCreate made for export as a descriptor (PyTorch's expandable segments
+ * with TORCH_CUDA_EXPANDABLE_SEGMENTS_IPC=1), in at most 64 chunks. INVALID_ARGUMENT: no memory of a GPU, or not that
+ * many bytes of it. FAILED_PRECONDITION: memory that its allocator made unshareable (managed memory, pools of
+ * cudaMallocAsync, cuMemCreate without a handle type); the message says what to do. NOT_FOUND: the daemon does not
+ * serve that GPU.
+ */
+MLACAT_API enum mlacat_status mlacat_buffer_register_ptr(struct mlacat_client *client, const void *pointer,
+                                                         size_t bytes, struct mlacat_buffer **buffer);
+
+/* The memory in this process, until the release; NULL for mlacat_buffer_register_fd and mlacat_buffer_register_ptr. */
+MLACAT_API void *mlacat_buffer_data(const struct mlacat_buffer *buffer);
+MLACAT_API size_t mlacat_buffer_bytes(const struct mlacat_buffer *buffer);
+
+/*
+ * Gives the buffer back and frees the handle. Calls in flight that use it finish; the daemon lets the memory go after
+ * the last. The mapping of mlacat_buffer_alloc is unmapped here at once. NULL is fine.
+ */
+MLACAT_API void mlacat_buffer_release(struct mlacat_buffer *buffer);
+
+/* ------------------------------------------------------------------------------------------------ streams and calls */
+
+/* An ordered lane on one device: its calls run one after the other. `device` as in mlacat_buffer_alloc. */
+MLACAT_API enum mlacat_status mlacat_stream_open(struct mlacat_client *client, const char *device,
+                                                 struct mlacat_stream **stream);
+/* Waits for the calls in flight and their callbacks, closes, and frees the handle. Results that nobody waited for are
+ * lost. NULL is fine. Not from a callback. */
+MLACAT_API void mlacat_stream_close(struct mlacat_stream *stream);
+
+/* One operand: element [i,j,t] is at buffer + offset_bytes + (i*strides[0] + j*strides[1] + t*strides[2]) * element
+ * size. */
+struct mlacat_tensor {
+    struct mlacat_buffer *buffer;
+    uint64_t offset_bytes;
+    uint64_t shape[3];
+    int64_t strides[3]; /* elements; strides[2] is 1; the others may be 0 (inputs) or negative */
+};
+
+/* A row-major tensor without gaps. */
+MLACAT_API struct mlacat_tensor mlacat_tensor_contiguous(struct mlacat_buffer *buffer, uint64_t offset_bytes,
+                                                         uint64_t d0, uint64_t d1, uint64_t d2);
+
+struct mlacat_result {
+    size_t size;
+    /* 0: the wait timed out or was refused, or mlacat_run's submit was; status, scope and message are then about that,
+     * not about a call */
+    uint32_t ended;
+    /* MLACAT_OK, or why the call failed: it then wrote nothing, unless `scope` is wider than CALL */
+    enum mlacat_status status;
+    enum mlacat_scope scope; /* what is lost */
+    char message[MLACAT_MESSAGE_BYTES];
+    uint64_t queue_ns;  /* from the daemon's receipt to the launch */
+    uint64_t device_ns; /* from the launch to the end */
+};
+
+/* Runs once when the call ends. May submit (but then waits itself while the daemon is away); must not wait, close a
+ * stream or disconnect. */
+typedef void (*mlacat_done_cb)(void *user, uint64_t call_id, const struct mlacat_result *result);
+
+struct mlacat_call {
+    size_t size; /* sizeof(struct mlacat_call) */
+    enum mlacat_op op;
+    enum mlacat_dtype dtype;         /* of all operands */
+    struct mlacat_tensor operand[3]; /* output, first input, second input: mlacat_ops.def names them */
+    uint64_t deadline_us;            /* not launched by then: DEADLINE_EXCEEDED; 0: none */
+    mlacat_done_cb done;             /* NULL: the result is kept for mlacat_wait */
+    void *user;
+};
+
+/*
+ * Sends a call; it runs after all earlier calls of the stream. *call_id names it (may be NULL with a callback).
+ * The buffers must stay registered until it ends (a release before is safe: the daemon keeps the memory until then).
+ * RESOURCE_EXHAUSTED: as many calls are in flight as the stream may have (or ended and not waited for); wait for one.
+ * UNAVAILABLE: no daemon for reconnect_timeout_ms. FAILED_PRECONDITION: a forked child, or a stream or buffer that
+ * could not be restored after a restart. INVALID_ARGUMENT: a wrong size, an operand without buffer or with one of
+ * another client. Everything else that is wrong with a call is told in its result: the daemon checks it, once. Blocks
+ * while the socket is full; takes in completions meanwhile, but runs no callback.
+ */
+MLACAT_API enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlacat_call *call,
+                                            uint64_t *call_id);
+
+/*
+ * The same for `nr` calls in as few packets as they fit into; each of `calls` has the size of the first.
+ * *submitted (may be NULL): how many were taken, in order, whatever is returned; ids of these are in call_ids (may be
+ * NULL).
+ */
+MLACAT_API enum mlacat_status mlacat_submit_batch(struct mlacat_stream *stream, const struct mlacat_call *calls,
+                                                  size_t nr, uint64_t *call_ids, size_t *submitted);
+
+/*
+ * Waits until the call ends, at most timeout_us (-1: for ever, 0: only looks), forgets it, and returns its status.
+ * When the wait itself times out: MLACAT_DEADLINE_EXCEEDED with result->ended 0; the call is still in flight.
+ * `result` may be NULL; with a wrong size the wait is refused and the call kept. NOT_FOUND: no such call, already
+ * waited for, or one with a callback. FAILED_PRECONDITION: another thread waits for it.
+ */
+MLACAT_API enum mlacat_status mlacat_wait(struct mlacat_stream *stream, uint64_t call_id, int64_t timeout_us,
+                                          struct mlacat_result *result);
+
+/* Submit and wait for ever. `call->done` must be NULL. When `result` has a wrong size nothing is submitted. */
+MLACAT_API enum mlacat_status mlacat_run(struct mlacat_stream *stream, const struct mlacat_call *call,
+                                         struct mlacat_result *result);
+
+/* Drops a call that is not launched yet: it ends with CANCELLED (wait for it all the same). FAILED_PRECONDITION: too
+ * late, it will finish. NOT_FOUND: it has ended. */
+MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64_t call_id);
+
+/* A descriptor that is readable when mlacat_dispatch has something to do, the same for the life of the client; the
+ * library's: do not read or close it. With MLACAT_DISPATCH_THREAD: -1. */
+MLACAT_API int mlacat_client_fd(struct mlacat_client *client);
+
+/* Takes what has arrived, runs callbacks, at most timeout_us (-1: until something arrived, 0: only looks). MLACAT_OK
+ * also when nothing did. UNAVAILABLE: there is no connection, so nothing can arrive; the next request makes one.
+ * FAILED_PRECONDITION: MLACAT_DISPATCH_THREAD. */
+MLACAT_API enum mlacat_status mlacat_dispatch(struct mlacat_client *client, int64_t timeout_us);
+
+/* ------------------------------------------------------------------------------------------------ operation */
+
+struct mlacat_op_stats {
+    enum mlacat_op op;
+    char device[64];
+    uint64_t calls; /* that ended with OK */
+    uint64_t bytes; /* read and written by them */
+    uint64_t queue_ns_p50;
+    uint64_t queue_ns_p99;
+    uint64_t device_ns_p50;
+    uint64_t device_ns_p99;
+};
+
+struct mlacat_client_stats {
+    char name[64];
+    uint32_t pid;
+    uint32_t uid;
+    uint32_t streams;
+    uint32_t buffers;
+    uint64_t mapped_bytes;
+    uint64_t calls;
+    uint32_t calls_in_flight;
+};
+
+struct mlacat_stats {
+    uint64_t uptime_us;
+    uint32_t clients;
+    uint32_t streams;
+    uint32_t buffers;
+    uint64_t mapped_bytes;
+    uint32_t calls_in_flight;
+    uint64_t clients_total;
+    uint64_t clients_refused;
+    uint64_t sessions_broken;
+    uint64_t outcomes[MLACAT_STATUS_END_]; /* calls by status */
+    uint32_t ops_nr;
+    const struct mlacat_op_stats *ops;
+    uint32_t client_stats_nr;
+    const struct mlacat_client_stats *client_stats;
+};
+
+/* Statistics of the daemon; free with mlacat_stats_free. */
+MLACAT_API enum mlacat_status mlacat_stats(struct mlacat_client *client, struct mlacat_stats **stats);
+MLACAT_API void mlacat_stats_free(struct mlacat_stats *stats);
+
+struct mlacat_health {
+    size_t size;
+    uint32_t live;
+    uint32_t ready;
+    char reason[MLACAT_MESSAGE_BYTES];
+};
+
+MLACAT_API enum mlacat_status mlacat_health(struct mlacat_client *client, struct mlacat_health *health);
+
+/* Root and the daemon's user only: PERMISSION_DENIED for others. The daemon finishes what is in flight and exits. */
+MLACAT_API enum mlacat_status mlacat_drain(struct mlacat_client *client);
+/* "error", "warning", "info", "debug". Likewise. */
+MLACAT_API enum mlacat_status mlacat_set_log_level(struct mlacat_client *client, const char *level);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

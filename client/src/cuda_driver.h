@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The CUDA driver that this process has loaded already: a library that only shares memory must not be what starts it.
+ *
+ * Owns:     a table of entry points, filled once.
+ * Thread:   any.
+ * Lifetime: the process.
+ * Errors:   raised by cuda_driver: INVALID_ARGUMENT (this process has no GPU memory), FAILED_PRECONDITION (the driver
+ *           is too old).
+ */
+#ifndef MLACAT_CLIENT_CUDA_DRIVER_H
+#define MLACAT_CLIENT_CUDA_DRIVER_H
+
+#include <stddef.h>
+
+#include "mlacat/mlacat.h"
+
+struct cuda_driver {
+#define CUDA_CALL(name, abi, parameters) int(*name) parameters;
+#include "cuda_driver.def"
+};
+
+/* CUpointer_attribute */
+enum {
+    CUDA_POINTER_CONTEXT = 1,
+    CUDA_POINTER_MEMORY_TYPE = 2,
+    CUDA_POINTER_BUFFER_ID = 7,
+    CUDA_POINTER_IS_MANAGED = 8,
+    CUDA_POINTER_DEVICE_ORDINAL = 9,
+    CUDA_POINTER_IS_LEGACY_IPC = 10,
+    CUDA_POINTER_MAPPED = 13,
+    CUDA_POINTER_MEMPOOL = 17
+};
+
+enum { CUDA_MEMORY_DEVICE = 2, CUDA_HANDLE_POSIX_FD = 1, CUDA_CAPTURE_RELAXED = 2 };
+
+enum mlacat_status cuda_driver(const struct cuda_driver **driver);
+
+#endif

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Calls on their way out: what only the library can check, slots, packets. */
+#include <errno.h>
+#include <string.h>
+
+#include "callback.h"
+#include "cuda_export.h"
+#include "reconnect.h"
+#include "sized.h"
+#include "slot.h"
+#include "transport.h"
+
+/* Calls of one submit: an array whose elements may be of another size than ours. */
+struct batch {
+    const char *calls;
+    size_t stride;
+    size_t nr;
+    uint64_t *ids; /* NULL: nobody asks */
+};
+
+/* Call `index`, in `copy` where its struct is not of our size. NULL: `err` says why. */
+static const struct mlacat_call *read_call(const struct batch *batch, size_t index, struct mlacat_call *copy,
+                                           struct error *err)
+{
+    const struct mlacat_call *given = (const void *)(batch->calls + index * batch->stride);
+    if (given->size != batch->stride) {
+        error_set(err, MLACAT_INVALID_ARGUMENT,
+                  "size of struct mlacat_call %zu is %zu, of the first one %zu; make them equal", index, given->size,
+                  batch->stride);
+        return NULL;
+    }
+    if (given->size == sizeof(*given)) {
+        return given;
+    }
+    return sized_read(copy, sizeof(*copy), given, SIZED_CALL, "mlacat_call", err) == MLACAT_OK ? copy : NULL;
+}
+
+/* What only the library can see; the daemon checks all the rest. */
+static enum mlacat_status check_call(const struct mlacat_stream *stream, const struct mlacat_call *call,
+                                     struct error *err)
+{
+    static const char *const names[] = {"output", "first input", "second input"};
+    for (int i = 0; i < 3; i++) {
+        const struct mlacat_buffer *buffer = call->operand[i].buffer;
+        if (buffer == NULL) {
+            return error_set(err, MLACAT_INVALID_ARGUMENT, "operand %d (%s) has no buffer; set operand[%d].buffer", i,
+                             names[i], i);
+        }
+        if (buffer->client != stream->client) {
+            return error_set(err, MLACAT_INVALID_ARGUMENT,
+                             "operand %d (%s) is a buffer of another client; use one of the client of the stream", i,
+                             names[i]);
+        }
+        if (buffer->broken.code != MLACAT_OK) {
+            return error_set(err, MLACAT_FAILED_PRECONDITION,
+                             "operand %d (%s): the buffer could not be registered again after a restart (%.100s); "
+                             "release it",
+                             i, names[i], buffer->broken.message);
+        }
+        if (buffer->device_memory != NULL && !cuda_export_is_current(buffer->device_memory)) {
+            error_set(
+                err, MLACAT_FAILED_PRECONDITION,
+                "operand %d (%s): the GPU memory at 0x%llx was freed since it was registered; release the buffer, "
+                "and register the memory that is there now",
+                i, names[i], (unsigned long long)buffer->device_memory->address);
+            err->scope = MLACAT_SCOPE_BUFFER;
+            return err->code;
+        }
+    }
+    return MLACAT_OK;
+}
+
+/* How many calls of the batch, from the first, can go into one packet now; err->code: why not all of them, or OK. */
+static size_t count_sendable(struct mlacat_stream *stream, const struct batch *batch, struct error *err)
+{
+    struct mlacat_call copy;
+    size_t nr = batch->nr < WIRE_PACKET_CALLS ? batch->nr : WIRE_PACKET_CALLS;
+    err->code = MLACAT_OK;
+    for (size_t i = 0; i < nr; i++) {
+        if (stream->taken + i >= stream->limit) {
+            error_set(err, MLACAT_RESOURCE_EXHAUSTED,
+                      "%u calls of the stream are in flight or not waited for, which is its limit; wait for one first",
+                      stream->limit);
+            return i;
+        }
+        const struct mlacat_call *call = read_call(batch, i, &copy, err);
+        if (call == NULL || check_call(stream, call, err) != MLACAT_OK ||
+            (call->done != NULL && callback_prepare(stream->client, err) != MLACAT_OK)) {
+            return i;
+        }
+    }
+    return nr;
+}
+
+/* Takes slots for `nr` calls and sends them in one packet. Nothing is taken unless it returns TRANSPORT_SENT. */
+static enum transport_sent send_calls(struct mlacat_stream *stream, const struct batch *batch, size_t nr)
+{
+    struct mlacat_client *client = stream->client;
+    struct slot *slots[WIRE_PACKET_CALLS];
+    struct mlacat_call copy;
+    struct error none; /* count_sendable has read them all */
+    for (size_t i = 0; i < nr; i++) {
+        slots[i] = slot_take(stream, read_call(batch, i, &copy, &none));
+    }
+    uint8_t *end = client->outgoing + WIRE_PACKET_BYTES;
+    uint8_t *at = end;
+    for (size_t i = nr; i-- > 0;) {
+        const struct mlacat_call *call = read_call(batch, i, &copy, &none);
+        struct wire_ref buffers[3];
+        for (int k = 0; k < 3; k++) {
+            buffers[k] = call->operand[k].buffer->ref;
+        }
+        at = wire_put_call(at, call, buffers, slot_call_id(slots[i]));
+    }
+    at = wire_put_submit_head(at, end, stream->ref);
+    enum transport_sent sent = transport_send(client, at, (size_t)(end - at), NULL);
+    if (sent == TRANSPORT_SENT) {
+        for (size_t i = 0; batch->ids != NULL && i < nr; i++) {
+            batch->ids[i] = slot_call_id(slots[i]);
+        }
+        return sent;
+    }
+    int error = errno;
+    for (size_t i = nr; i-- > 0;) {
+        slot_give_back(slots[i]);
+    }
+    errno = error;
+    return sent;
+}
+
+/* Sends as much of the batch as one packet takes; *sent_nr calls were taken, also with an error. With the lock. */
+static enum mlacat_status submit_packet(struct mlacat_stream *stream, const struct batch *batch, size_t *sent_nr,
+                                        struct error *err)
+{
+    struct mlacat_client *client = stream->client;
+    for (;;) {
+        *sent_nr = 0;
+        if (reconnect_ready(client, true, err) != MLACAT_OK) {
+            return err->code;
+        }
+        if (stream->closing || stream->broken.code != MLACAT_OK) {
+            return error_set(err, MLACAT_FAILED_PRECONDITION, "the stream %s%.120s; open another",
+                             stream->closing ? "is being closed" : "could not be opened again after a restart: ",
+                             stream->closing ? "" : stream->broken.message);
+        }
+        size_t nr = count_sendable(stream, batch, err);
+        if (nr == 0) {
+            return err->code;
+        }
+        enum transport_sent sent = send_calls(stream, batch, nr);
+        if (sent == TRANSPORT_SENT) {
+            *sent_nr = nr;
+            if (client->thread_idle && client->flying_callbacks > 0) {
+                callback_announce(client);
+            }
+            return err->code;
+        }
+        if (transport_recover(client, sent, err) != MLACAT_OK) {
+            return err->code;
+        }
+    }
+}
+
+static enum mlacat_status submit(struct mlacat_stream *stream, struct batch batch, size_t *submitted)
+{
+    enum mlacat_status status = client_check(stream != NULL ? stream->client : NULL);
+    size_t done = 0;
+    if (status == MLACAT_OK) {
+        struct error err;
+        pthread_mutex_lock(&stream->client->lock);
+        while (status == MLACAT_OK && batch.nr > 0) {
+            size_t sent;
+            status = submit_packet(stream, &batch, &sent, &err);
+            done += sent;
+            batch.nr -= sent;
+            batch.calls += sent * batch.stride;
+            batch.ids = batch.ids == NULL ? NULL : batch.ids + sent;
+        }
+        pthread_mutex_unlock(&stream->client->lock);
+        if (status != MLACAT_OK) {
+            error_raise(&err);
+        }
+    }
+    if (submitted != NULL) {
+        *submitted = done;
+    }
+    return status;
+}
+
+enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlacat_call *call, uint64_t *id)
+{
+    if (call == NULL || (call->done == NULL && id == NULL)) {
+        return error_fail(MLACAT_INVALID_ARGUMENT, "%s is NULL",
+                          call == NULL ? "call" : "call_id, which a call without a callback needs,");
+    }
+    return submit(stream, (struct batch){(const char *)call, call->size, 1, id}, NULL);
+}
+
+enum mlacat_status mlacat_submit_batch(struct mlacat_stream *stream, const struct mlacat_call *calls, size_t nr,
+                                       uint64_t *call_ids, size_t *submitted)
+{
+    if (calls == NULL && nr > 0) {
+        if (submitted != NULL) {
+            *submitted = 0;
+        }
+        return error_fail(MLACAT_INVALID_ARGUMENT, "calls is NULL and nr is %zu", nr);
+    }
+    return submit(stream, (struct batch){(const char *)calls, nr > 0 ? calls->size : 0, nr, call_ids}, submitted);
+}
+
+struct mlacat_tensor mlacat_tensor_contiguous(struct mlacat_buffer *buffer, uint64_t offset_bytes, uint64_t d0,
+                                              uint64_t d1, uint64_t d2)
+{
+    /* A product that does not fit is no stride of any real tensor; what is left of it is refused by the daemon's
+     * bounds. */
+    return (struct mlacat_tensor){
+        .buffer = buffer,
+        .offset_bytes = offset_bytes,
+        .shape = {d0, d1, d2},
+        .strides = {(int64_t)(d1 * d2), (int64_t)d2, 1},
+    };
+}

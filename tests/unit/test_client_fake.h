@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A daemon of a test: speaks the protocol from a thread with the generated code, runs nothing, and does on request what
+ * a real one does rarely: holds calls, dies, drains, refuses.
+ *
+ * Owns:     a listening socket in a folder of its own, up to FAKE_CONNECTIONS connections, one thread.
+ * Thread:   any test thread.
+ * Lifetime: fake_start -> fake_stop.
+ * Errors:   what a client may not send aborts the test program with a message.
+ */
+#ifndef TEST_CLIENT_FAKE_H
+#define TEST_CLIENT_FAKE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "mlacat/mlacat.h"
+
+#define FAKE_CONNECTIONS 8
+#define FAKE_CALLS 8192
+
+struct fake;
+
+struct fake *fake_start(void);
+void fake_stop(struct fake *fake);
+const char *fake_path(const struct fake *fake);
+
+/* What it says to RegisterBuffer when it is out of its mind. */
+enum fake_register {
+    FAKE_REGISTER_RIGHT,
+    FAKE_REGISTER_OTHER_NUMBER, /* a good reply, but to a request that nobody made */
+    FAKE_REGISTER_GARBAGE,      /* bytes that are no message */
+    FAKE_REGISTER_END           /* `code`, as the reason for which it ends the connection */
+};
+
+/* How it answers from now on. */
+struct fake_mode {
+    bool hold;            /* keep calls until fake_release */
+    bool refuse_hello;    /* say `code` and close */
+    bool refuse_open;     /* answer OpenStream with `code` */
+    bool refuse_register; /* answer RegisterBuffer with `code` */
+    bool deaf;            /* read nothing */
+    bool ignore;          /* read requests other than Hello, answer none */
+    enum fake_register register_reply;
+    enum mlacat_status code; /* of the refusals and of every call (0: OK) */
+    enum mlacat_scope scope; /* with `code` of calls */
+    const char *text;        /* with `code` */
+    uint32_t stream_calls;   /* limit told to new streams; 0: 16 */
+};
+void fake_set(struct fake *fake, struct fake_mode mode);
+/* Waits until the fake's thread goes by the last fake_set. */
+void fake_sync(struct fake *fake);
+
+/* What it has seen so far. */
+struct fake_seen {
+    unsigned hellos;
+    unsigned registers;
+    unsigned unregisters;
+    unsigned opens;
+    unsigned closes;
+    unsigned submits;
+    unsigned calls;
+    unsigned cancels;
+};
+struct fake_seen fake_seen(struct fake *fake);
+/* Waits until so many calls, or ignored requests, have been seen. */
+void fake_await_calls(struct fake *fake, unsigned calls);
+void fake_await_ignored(struct fake *fake, unsigned requests);
+
+/* Completes the newest (or oldest) `nr` held calls, in this order, one packet each, with `mode.code`. */
+void fake_release(struct fake *fake, unsigned nr, bool newest_first);
+/* Forgets held calls and closes all connections, after saying `last_words` (NULL: nothing). It goes on listening. */
+void fake_die(struct fake *fake, const char *last_words);
+/* Stops and starts listening at the same path. */
+void fake_hide(struct fake *fake);
+void fake_show(struct fake *fake);
+/* Sends these bytes to all connections, with a descriptor that nobody asked for if `fd` is not -1. */
+void fake_send_raw(struct fake *fake, const void *bytes, size_t size, int fd);
+
+/* A client of it. */
+struct mlacat_client *fake_client(struct fake *fake, enum mlacat_dispatch dispatch, uint32_t reconnect_timeout_ms);
+/* A call of op concat_mla_k over one buffer, big enough for no real kernel. */
+struct mlacat_call fake_call(struct mlacat_buffer *buffer);
+
+#endif

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "test_client_say.h"
+
+#include <errno.h>
+#include <mlacat.pb-c.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define PACKET_BYTES 65536
+
+void say_give_up(const char *what)
+{
+    fprintf(stderr, "fake daemon: %s: %s\n", what, strerror(errno));
+    abort();
+}
+
+/* Blocks as long as the client does not read. Nobody there is no error: the client may be gone. */
+void say_bytes(int fd, const void *bytes, size_t size, int passed)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec part = {.iov_base = (void *)(uintptr_t)bytes, .iov_len = size};
+    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
+    if (passed >= 0) {
+        header.msg_control = &control;
+        header.msg_controllen = sizeof(control);
+        struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
+        rights->cmsg_level = SOL_SOCKET;
+        rights->cmsg_type = SCM_RIGHTS;
+        rights->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(rights), &passed, sizeof(int));
+    }
+    if (sendmsg(fd, &header, MSG_NOSIGNAL) < 0 && errno != EPIPE && errno != ECONNRESET && errno != EBADF) {
+        say_give_up("sendmsg");
+    }
+}
+
+static void send_message(int fd, Mlacat__V1__Envelope *envelope, int passed)
+{
+    uint8_t bytes[PACKET_BYTES];
+    size_t size = mlacat__v1__envelope__get_packed_size(envelope);
+    if (size > sizeof(bytes)) {
+        say_give_up("the packet is too long");
+    }
+    mlacat__v1__envelope__pack(envelope, bytes);
+    say_bytes(fd, bytes, size, passed);
+}
+
+void say_answer(int fd, uint64_t request_id, const struct say_status *said)
+{
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__Answer body = MLACAT__V1__ANSWER__INIT;
+    Mlacat__V1__Status status = MLACAT__V1__STATUS__INIT;
+    envelope.request_id = request_id;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_ANSWER;
+    envelope.answer = &body;
+    if (said->code != MLACAT_OK) {
+        body.status = &status;
+        status.code = said->code;
+        status.scope = said->scope;
+        status.message = (char *)(uintptr_t)said->text;
+    }
+    send_message(fd, &envelope, -1);
+}
+
+void say_welcome(int fd, uint64_t request_id, int pidfd)
+{
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__Welcome body = MLACAT__V1__WELCOME__INIT;
+    Mlacat__V1__Limits limits = MLACAT__V1__LIMITS__INIT;
+    Mlacat__V1__Device broken = MLACAT__V1__DEVICE__INIT;
+    Mlacat__V1__Device host = MLACAT__V1__DEVICE__INIT;
+    Mlacat__V1__Device *devices[] = {&broken, &host};
+    uint8_t boot_id[16] = {1, 2, 3};
+    envelope.request_id = request_id;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_WELCOME;
+    envelope.welcome = &body;
+    body.protocol_version = 1;
+    body.boot_id = (ProtobufCBinaryData){sizeof(boot_id), boot_id};
+    body.server_version = (char *)(uintptr_t) "fake 1";
+    body.server_pid = 77;
+    body.limits = &limits;
+    body.devices = devices;
+    body.n_devices = 2;
+    body.has_pidfd = true;
+    limits.streams = 4;
+    limits.buffers = 100;
+    limits.mapped_bytes = UINT64_C(1) << 40;
+    limits.stream_calls = 16;
+    limits.calls = 64;
+    broken.uuid = (char *)(uintptr_t) "GPU-1";
+    broken.kind = (char *)(uintptr_t) "cuda";
+    broken.reason = (char *)(uintptr_t) "not there";
+    host.uuid = host.kind = (char *)(uintptr_t) "host";
+    host.available = true;
+    host.workers = 2;
+    send_message(fd, &envelope, pidfd);
+}
+
+void say_registered(int fd, uint64_t request_id, uint32_t buffer)
+{
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__BufferRegistered body = MLACAT__V1__BUFFER_REGISTERED__INIT;
+    Mlacat__V1__BufferRef ref = MLACAT__V1__BUFFER_REF__INIT;
+    envelope.request_id = request_id;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_BUFFER_REGISTERED;
+    envelope.buffer_registered = &body;
+    body.buffer = &ref;
+    ref.id = buffer;
+    ref.generation = SAY_BUFFER_GENERATION;
+    send_message(fd, &envelope, -1);
+}
+
+void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls)
+{
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__StreamOpened body = MLACAT__V1__STREAM_OPENED__INIT;
+    Mlacat__V1__StreamRef ref = MLACAT__V1__STREAM_REF__INIT;
+    envelope.request_id = request_id;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED;
+    envelope.stream_opened = &body;
+    body.stream = &ref;
+    body.calls = calls;
+    ref.id = stream;
+    ref.generation = SAY_STREAM_GENERATION;
+    send_message(fd, &envelope, -1);
+}
+
+void say_stats(int fd, uint64_t request_id)
+{
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__Stats body = MLACAT__V1__STATS__INIT;
+    Mlacat__V1__StatusCount strange = MLACAT__V1__STATUS_COUNT__INIT;
+    Mlacat__V1__StatusCount *outcomes[] = {&strange};
+    Mlacat__V1__OpStats op = MLACAT__V1__OP_STATS__INIT;
+    Mlacat__V1__OpStats *ops[] = {&op};
+    Mlacat__V1__ClientStats one = MLACAT__V1__CLIENT_STATS__INIT;
+    Mlacat__V1__ClientStats *clients[] = {&one, &one};
+    envelope.request_id = request_id;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_STATS;
+    envelope.stats = &body;
+    body.clients = 2;
+    strange.code = 99;
+    strange.count = 3;
+    op.op = 1;
+    op.calls = 12;
+    one.name = (char *)(uintptr_t) "someone";
+    body.outcomes = outcomes;
+    body.n_outcomes = 1;
+    body.ops = ops;
+    body.n_ops = 1;
+    body.client_stats = clients;
+    body.n_client_stats = 2;
+    send_message(fd, &envelope, -1);
+}
+
+void say_completions(int fd, const uint64_t *call_ids, unsigned nr, const struct say_status *said)
+{
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__Completions body = MLACAT__V1__COMPLETIONS__INIT;
+    Mlacat__V1__Status status = MLACAT__V1__STATUS__INIT;
+    Mlacat__V1__Completion *list = calloc(nr, sizeof(*list));
+    Mlacat__V1__Completion **pointers = calloc(nr, sizeof(*pointers));
+    status.code = said->code;
+    status.scope = said->scope;
+    status.message = (char *)(uintptr_t)said->text;
+    for (unsigned i = 0; i < nr; i++) {
+        mlacat__v1__completion__init(&list[i]);
+        list[i].call_id = call_ids[i];
+        list[i].queue_ns = 11;
+        list[i].device_ns = 22;
+        list[i].status = said->code != MLACAT_OK ? &status : NULL;
+        pointers[i] = &list[i];
+    }
+    body.completions = pointers;
+    body.n_completions = nr;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_COMPLETIONS;
+    envelope.completions = &body;
+    send_message(fd, &envelope, -1);
+    free(list);
+    free(pointers);
+}

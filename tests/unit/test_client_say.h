@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the fake daemon says: one packet of the protocol each, sent blocking. That nobody listens any more is no error.
+ *
+ * Owns:     nothing; descriptors stay the caller's.
+ * Thread:   any.
+ * Lifetime: -
+ * Errors:   abort the test program with a message.
+ */
+#ifndef TEST_CLIENT_SAY_H
+#define TEST_CLIENT_SAY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mlacat/mlacat.h"
+
+#define SAY_BUFFER_GENERATION 5
+#define SAY_STREAM_GENERATION 9
+
+struct say_status {
+    enum mlacat_status code;
+    enum mlacat_scope scope;
+    const char *text;
+};
+
+void say_give_up(const char *what) __attribute__((noreturn));
+void say_bytes(int fd, const void *bytes, size_t size, int passed);
+void say_answer(int fd, uint64_t request_id, const struct say_status *said);
+void say_welcome(int fd, uint64_t request_id, int pidfd);
+void say_registered(int fd, uint64_t request_id, uint32_t buffer);
+void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls);
+void say_stats(int fd, uint64_t request_id);
+void say_completions(int fd, const uint64_t *call_ids, unsigned nr, const struct say_status *said);
+
+#endif
