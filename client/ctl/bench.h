@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Owns:     what the rows of `bench` share: the pair runner, the connection and the echo children, made when a row
+ *           first needs them.
+ * Thread:   one; the library may have threads of its own.
+ * Lifetime: bench_close undoes whatever was made.
+ * Errors:   a row that fails prints why and is false; the others go on.
+ */
+#ifndef MLACAT_CTL_BENCH_H
+#define MLACAT_CTL_BENCH_H
+
+#include "common.h"
+#include "concat_mla_args.h"
+#include "echo.h"
+#include "measure.h"
+
+#define BENCH_TEXT_BYTES 64
+
+/* The parts of one row that its function fills; cmd_bench.c adds quantiles. */
+struct bench_row {
+    const char *name;
+    const char *unit;
+    const char *reference;
+    bool more_is_better;
+    double value, reference_value; /* medians */
+    double p50, p90, p99;          /* of the value: p90 = nine of ten samples were at least as good */
+    size_t samples;
+    const char *note;              /* why there is no value */
+    char chosen[BENCH_TEXT_BYTES]; /* `reference` where it had to be chosen */
+};
+
+struct bench {
+    const struct ctl_options *options;
+    struct mlacat_client *client;
+    struct mlacat_stream *stream;
+    struct mlacat_server_info server;
+    struct echo echo[ECHO_PLACES];
+    int echoes_nr;
+    uint64_t budget_ns; /* of one row */
+    bool broken;        /* the service could not be reached: it is not tried again */
+};
+
+/* Measures once, or a burst, and adds the samples in the row's unit; false: printed why. */
+typedef bool (*bench_side)(void *context, struct samples *samples);
+
+#define BENCH_REFERENCES_MAX 2
+
+/* One way to do what a row is compared with. */
+struct bench_reference {
+    bench_side measure;
+    void *context;
+    const char *way; /* NULL: there is no other */
+};
+
+/*
+ * Alternates value and reference until the budget is spent, at least 5 times (3 with --quick), and fills the row's
+ * figures. Of several references, which all do the same work, the fastest counts; the row says which.
+ */
+bool bench_rivals(const struct bench *bench, struct bench_row *row, bench_side value, void *context,
+                  const struct bench_reference *references, int references_nr);
+/* The same with one reference and one context. */
+bool bench_pairs(const struct bench *bench, struct bench_row *row, bench_side value, bench_side reference,
+                 void *context);
+
+/* Connected, with a stream; false: printed why. */
+bool bench_need_service(struct bench *bench);
+bool bench_need_echo(struct bench *bench);
+void bench_close(struct bench *bench);
+
+/* The kernel's arguments for a layout in memory of this process. */
+struct concat_mla_args bench_kernel_args(const struct shape *shape, const struct shape_layout *layout,
+                                         uint8_t *const data[3]);
+/* Whether the host device would write a call of so many bytes past the caches. Asks the machine: not for timed code. */
+bool bench_streaming(uint64_t bytes);
+/* Runs the kernel on this thread. */
+void bench_kernel(const struct concat_mla_args *args, bool streaming);
+
+/* The rows. */
+bool bench_host_k(struct bench *bench, struct bench_row *row);
+bool bench_host_q(struct bench *bench, struct bench_row *row);
+bool bench_host_unaligned(struct bench *bench, struct bench_row *row);
+bool bench_message_latency(struct bench *bench, struct bench_row *row);
+bool bench_message_switches(struct bench *bench, struct bench_row *row);
+bool bench_message_window(struct bench *bench, struct bench_row *row);
+bool bench_message_batch(struct bench *bench, struct bench_row *row);
+bool bench_call_large(struct bench *bench, struct bench_row *row);
+bool bench_memory_register(struct bench *bench, struct bench_row *row);
+
+#endif

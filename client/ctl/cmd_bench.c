@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "bench.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "table.h"
+
+#define SAMPLES_MAX 1000000u
+#define PAIRS_MIN 5
+#define PAIRS_MIN_QUICK 3
+#define QUICK_NS 50000000u
+
+struct entry {
+    const char *name;
+    const char *unit;
+    const char *reference;
+    bool more_is_better;
+    bool (*run)(struct bench *bench, struct bench_row *row);
+};
+
+static const struct entry entries[] = {
+    {"host.k", "B/s", "memcpy", true, bench_host_k},
+    {"host.q", "B/s", "memcpy", true, bench_host_q},
+    {"host.k.unaligned", "B/s", "memcpy", true, bench_host_unaligned},
+    {"message.latency", "us", "socket ping-pong", false, bench_message_latency},
+    {"message.switches", "switches/call", "socket ping-pong", false, bench_message_switches},
+    {"message.window64", "calls/s", "socket echo, 64 in flight", true, bench_message_window},
+    {"message.batch32", "calls/s", "socket echo, 64 in flight", true, bench_message_batch},
+    {"call.large", "B/s", "kernel in process", true, bench_call_large},
+    {"memory.register", "us", "memfd, mmap, munmap", false, bench_memory_register},
+};
+
+#define ENTRIES (sizeof(entries) / sizeof(entries[0]))
+
+/* What both sides of a row gave. */
+struct figures {
+    struct samples value;
+    struct samples reference[BENCH_REFERENCES_MAX];
+    struct samples spent_ns[BENCH_REFERENCES_MAX]; /* by each round of a reference: tells the fastest */
+};
+
+static bool init_figures(struct figures *figures, int references_nr)
+{
+    bool good = samples_init(&figures->value, SAMPLES_MAX);
+
+    for (int i = 0; i < references_nr; i++)
+        good = good && samples_init(&figures->reference[i], SAMPLES_MAX) &&
+               samples_init(&figures->spent_ns[i], SAMPLES_MAX);
+    return good;
+}
+
+static void fini_figures(struct figures *figures)
+{
+    samples_fini(&figures->value);
+    for (int i = 0; i < BENCH_REFERENCES_MAX; i++) {
+        samples_fini(&figures->reference[i]);
+        samples_fini(&figures->spent_ns[i]);
+    }
+}
+
+static void fill_row(struct bench_row *row, struct figures *figures, const struct bench_reference *references,
+                     int references_nr)
+{
+    bool more = row->more_is_better;
+    int best = 0;
+
+    for (int i = 1; i < references_nr; i++)
+        if (samples_quantile(&figures->spent_ns[i], 0.5) < samples_quantile(&figures->spent_ns[best], 0.5))
+            best = i;
+    if (references[best].way) {
+        snprintf(row->chosen, sizeof(row->chosen), "%s, %s", row->reference, references[best].way);
+        row->reference = row->chosen;
+    }
+    row->samples = figures->value.nr;
+    row->value = samples_quantile(&figures->value, 0.5);
+    row->reference_value = samples_quantile(&figures->reference[best], 0.5);
+    row->p50 = row->value;
+    row->p90 = samples_quantile(&figures->value, more ? 0.10 : 0.90);
+    row->p99 = samples_quantile(&figures->value, more ? 0.01 : 0.99);
+}
+
+static bool run_reference(const struct bench_reference *reference, struct samples *samples, struct samples *spent_ns)
+{
+    uint64_t begin = measure_now_ns();
+    bool good = reference->measure(reference->context, samples);
+
+    samples_add(spent_ns, (double)(measure_now_ns() - begin));
+    return good;
+}
+
+static bool any_full(const struct figures *figures, int references_nr)
+{
+    bool full = samples_full(&figures->value);
+
+    for (int i = 0; i < references_nr; i++)
+        full = full || samples_full(&figures->reference[i]);
+    return full;
+}
+
+/* Which goes first changes with each round, so that none always finds the caches of the same other. */
+static bool alternate(const struct bench *bench, bench_side value, void *context,
+                      const struct bench_reference *references, int references_nr, struct figures *figures)
+{
+    uint64_t until = measure_now_ns() + bench->budget_ns;
+    int rounds_min = bench->options->quick ? PAIRS_MIN_QUICK : PAIRS_MIN;
+
+    for (int round = 0; round < rounds_min || measure_now_ns() < until; round++) {
+        bool backwards = round % 2 == 1;
+
+        if (any_full(figures, references_nr))
+            break;
+        if (!backwards && !value(context, &figures->value))
+            return false;
+        for (int i = 0; i < references_nr; i++) {
+            int at = backwards ? references_nr - 1 - i : i;
+
+            if (!run_reference(&references[at], &figures->reference[at], &figures->spent_ns[at]))
+                return false;
+        }
+        if (backwards && !value(context, &figures->value))
+            return false;
+    }
+    return true;
+}
+
+bool bench_rivals(const struct bench *bench, struct bench_row *row, bench_side value, void *context,
+                  const struct bench_reference *references, int references_nr)
+{
+    struct figures figures = {0};
+    struct samples warm = {0};
+    bool good = init_figures(&figures, references_nr);
+
+    if (!good)
+        fprintf(stderr, "mlacatctl: %s: out of memory for the samples\n", row->name);
+    /* Once each for nothing: pages, caches and branch predictors. The set without capacity drops what it is given. */
+    good = good && value(context, &warm);
+    for (int i = 0; good && i < references_nr; i++)
+        good = references[i].measure(references[i].context, &warm);
+    good = good && alternate(bench, value, context, references, references_nr, &figures);
+    if (good)
+        fill_row(row, &figures, references, references_nr);
+    fini_figures(&figures);
+    return good;
+}
+
+bool bench_pairs(const struct bench *bench, struct bench_row *row, bench_side value, bench_side reference,
+                 void *context)
+{
+    return bench_rivals(bench, row, value, context, &(struct bench_reference){.measure = reference, .context = context},
+                        1);
+}
+
+bool bench_need_service(struct bench *bench)
+{
+    enum mlacat_status status;
+
+    if (bench->stream)
+        return true;
+    if (bench->broken)
+        return false;
+    bench->broken = true;
+    if (!bench->client && !ctl_connect(bench->options, &bench->client))
+        return false;
+    bench->server = (struct mlacat_server_info){.size = sizeof(bench->server)};
+    status = mlacat_server_info(bench->client, &bench->server);
+    if (status == MLACAT_OK)
+        status = mlacat_stream_open(bench->client, bench->options->device, &bench->stream);
+    if (status != MLACAT_OK) {
+        ctl_fail("cannot open a stream", status);
+        return false;
+    }
+    bench->broken = false;
+    return true;
+}
+
+bool bench_need_echo(struct bench *bench)
+{
+    for (int place = bench->echoes_nr; place < ECHO_PLACES && echo_possible((enum echo_place)place); place++) {
+        if (!echo_start(&bench->echo[place], (enum echo_place)place)) {
+            fprintf(stderr, "mlacatctl: cannot start the echo process: %s\n", strerror(errno));
+            return false;
+        }
+        bench->echoes_nr = place + 1;
+    }
+    if (bench->echoes_nr == 0)
+        fprintf(stderr, "mlacatctl: cannot learn which CPUs this process may use: %s\n", strerror(errno));
+    return bench->echoes_nr > 0;
+}
+
+void bench_close(struct bench *bench)
+{
+    mlacat_stream_close(bench->stream);
+    mlacat_disconnect(bench->client);
+    for (int place = 0; place < ECHO_PLACES; place++)
+        echo_stop(&bench->echo[place]);
+}
+
+static double ratio(const struct bench_row *row)
+{
+    return row->reference_value > 0 ? row->value / row->reference_value : 0;
+}
+
+static json_t *row_json(const struct bench_row *row)
+{
+    if (row->note)
+        return json_pack("{s:s, s:n, s:s, s:s, s:n, s:n, s:n, s:n, s:n, s:i, s:s}", "name", row->name, "value", "unit",
+                         row->unit, "reference", row->reference, "reference_value", "ratio", "p50", "p90", "p99",
+                         "samples", 0, "note", row->note);
+    return json_pack("{s:s, s:f, s:s, s:s, s:f, s:f, s:f, s:f, s:f, s:I}", "name", row->name, "value", row->value,
+                     "unit", row->unit, "reference", row->reference, "reference_value", row->reference_value, "ratio",
+                     ratio(row), "p50", row->p50, "p90", row->p90, "p99", row->p99, "samples",
+                     (json_int_t)row->samples);
+}
+
+/* "9.7 GB/s", "12.3 us", "80.1 kcalls/s": a figure in the row's unit. */
+static void figure_text(const struct bench_row *row, double value, char text[BENCH_TEXT_BYTES])
+{
+    if (strcmp(row->unit, "B/s") == 0)
+        measure_rate_text(value, text, BENCH_TEXT_BYTES);
+    else if (strcmp(row->unit, "calls/s") == 0)
+        snprintf(text, BENCH_TEXT_BYTES, "%.1f kcalls/s", value / 1e3);
+    else
+        snprintf(text, BENCH_TEXT_BYTES, "%.2f %s", value, row->unit);
+}
+
+static void print_row(struct table *table, const struct bench_row *row)
+{
+    char text[6][BENCH_TEXT_BYTES];
+    const char *cells[] = {row->name, text[0], row->reference, text[1], text[2], text[3], text[4], text[5]};
+
+    if (row->note) {
+        const char *none[] = {row->name, "-", row->reference, "-", "-", "-", "-", row->note};
+
+        table_row(table, none);
+    } else {
+        figure_text(row, row->value, text[0]);
+        figure_text(row, row->reference_value, text[1]);
+        snprintf(text[2], BENCH_TEXT_BYTES, "%.2f", ratio(row));
+        figure_text(row, row->p90, text[3]);
+        figure_text(row, row->p99, text[4]);
+        snprintf(text[5], BENCH_TEXT_BYTES, "%zu", row->samples);
+        table_row(table, cells);
+    }
+    table_flush(table, stdout);
+}
+
+static bool chosen(const struct ctl_options *options, const char *name)
+{
+    return !options->filter || strstr(name, options->filter);
+}
+
+/* All chosen rows; false when one failed. *nr: how many were chosen. */
+static bool run_rows(struct bench *bench, struct table *table, json_t *array, size_t *nr)
+{
+    bool good = true;
+
+    for (size_t i = 0; i < ENTRIES; i++) {
+        struct bench_row row = {.name = entries[i].name,
+                                .unit = entries[i].unit,
+                                .reference = entries[i].reference,
+                                .more_is_better = entries[i].more_is_better};
+
+        if (!chosen(bench->options, row.name))
+            continue;
+        ++*nr;
+        if (!entries[i].run(bench, &row)) {
+            good = false;
+            continue;
+        }
+        if (array)
+            json_array_append_new(array, row_json(&row));
+        else
+            print_row(table, &row);
+    }
+    return good;
+}
+
+int cmd_bench(const struct ctl_options *options)
+{
+    static const struct table_column columns[] = {{"name", 16, false},  {"median", 19, true}, {"reference", 36, false},
+                                                  {"median", 19, true}, {"ratio", 6, true},   {"p90", 19, true},
+                                                  {"p99", 19, true},    {"samples", 7, true}};
+    struct bench bench = {.options = options,
+                          .budget_ns = options->quick ? QUICK_NS : (uint64_t)(options->seconds * 1e9)};
+    json_t *array = options->json ? json_array() : NULL;
+    struct table table;
+    size_t nr = 0;
+    bool good;
+
+    table_init(&table, columns, sizeof(columns) / sizeof(columns[0]));
+    good = run_rows(&bench, &table, array, &nr);
+    table_fini(&table);
+    bench_close(&bench);
+    if (nr == 0) {
+        fprintf(stderr, "mlacatctl: --filter: no row has \"%s\" in its name; rows are:", options->filter);
+        for (size_t i = 0; i < ENTRIES; i++)
+            fprintf(stderr, " %s", entries[i].name);
+        fputc('\n', stderr);
+        json_decref(array);
+        return CTL_USAGE;
+    }
+    if (array)
+        ctl_print_json(array);
+    return good ? CTL_OK : bench.broken ? CTL_UNREACHABLE : CTL_FAILED;
+}
