@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What clients and an operator see when the driver fails under the daemon. Needs the driver of tests/support/fake_cuda,
+ * which fails where it is told to.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "raw.h"
+#include "require.h"
+#include "server.h"
+#include "share.h"
+
+static char uuid[SHARE_UUID_BYTES];
+
+static void start(struct server *server, const char *fault)
+{
+    char words[256];
+    snprintf(words, sizeof(words), "daemon;%s", fault);
+    setenv("MLACAT_FAKE_CUDA", words, 1);
+    server_start(server, "device = auto\n");
+    unsetenv("MLACAT_FAKE_CUDA");
+}
+
+static struct outcome try_register(struct raw *raw, const struct share *share, struct ref *buffer)
+{
+    return share_register(raw, uuid, share, 0, share->size, share->size, buffer);
+}
+
+static struct outcome run_call(struct raw *raw, struct ref stream, struct ref buffer, uint64_t id)
+{
+    struct call call = {.id = id, .op = OP_CONCAT_MLA_K, .dtype = DTYPE_BF16};
+    static const uint64_t width[3] = {192, 128, 64};
+    for (int k = 0; k < 3; k++) {
+        call.operand[k] = (struct operand){.buffer = buffer,
+                                           .offset_bytes = (uint64_t)k << 20,
+                                           .shape = {4, 1, width[k]},
+                                           .strides = {(int64_t)width[k], (int64_t)width[k], 1}};
+    }
+    raw_submit(raw, stream, &call, 1);
+    return raw_wait(raw, id);
+}
+
+/* The context is gone: whoever has a call is told so, and the process ends, for a supervisor to start it again. */
+static void lost_device(const char *fault)
+{
+    struct server server = {0};
+    struct raw raw;
+    struct share share;
+    struct ref buffer = {0};
+    printf("lost: %s\n", fault);
+    start(&server, fault);
+    raw_open(&raw, server.socket);
+    share_alloc(&share, (size_t)4 << 20);
+    struct outcome outcome = try_register(&raw, &share, &buffer);
+    if (outcome.code == STATUS_OK) {
+        struct ref stream = share_must_open_stream(&raw, uuid);
+        for (uint64_t id = 1; outcome.code == STATUS_OK && id < 100; id++) {
+            outcome = run_call(&raw, stream, buffer, id);
+        }
+    }
+    printf("  %s\n", outcome.message);
+    REQUIRE(outcome.code == STATUS_UNAVAILABLE && outcome.scope == SCOPE_DEVICE);
+    int status = server_wait(&server);
+    REQUIRE(WIFEXITED(status) && WEXITSTATUS(status) == 1, "status 0x%x", (unsigned)status);
+    REQUIRE(server_log_has(&server, "event=device_lost"));
+    raw_close(&raw);
+    share_free(&share);
+    server_run(&server);
+    server_stop(&server);
+}
+
+/* An import fails, and the next one does not. */
+static void failed_import(const char *fault, uint32_t code)
+{
+    struct server server = {0};
+    struct raw raw;
+    struct share share;
+    struct ref buffer = {0};
+    printf("import: %s\n", fault);
+    start(&server, fault);
+    raw_open(&raw, server.socket);
+    share_alloc(&share, (size_t)4 << 20);
+    struct outcome outcome = try_register(&raw, &share, &buffer);
+    printf("  %s\n", outcome.message);
+    REQUIRE(outcome.code == code && outcome.scope == SCOPE_CALL);
+    outcome = try_register(&raw, &share, &buffer);
+    REQUIRE(outcome.code == STATUS_OK, "%s", outcome.message);
+    struct ref stream = share_must_open_stream(&raw, uuid);
+    REQUIRE(run_call(&raw, stream, buffer, 1).code == STATUS_OK);
+    raw_close(&raw);
+    share_free(&share);
+    server_stop(&server);
+}
+
+/* A launch that the driver refuses fails its call and no other. */
+static void failed_launch(const char *fault)
+{
+    struct server server = {0};
+    struct raw raw;
+    struct share share;
+    uint32_t failed = 0;
+    printf("launch: %s\n", fault);
+    start(&server, fault);
+    raw_open(&raw, server.socket);
+    share_alloc(&share, (size_t)4 << 20);
+    struct ref buffer = share_must_register(&raw, uuid, &share, 0, share.size);
+    struct ref stream = share_must_open_stream(&raw, uuid);
+    for (uint64_t id = 1; id <= 40; id++) {
+        struct outcome outcome = run_call(&raw, stream, buffer, id);
+        if (outcome.code != STATUS_OK) {
+            REQUIRE(outcome.code == STATUS_INTERNAL && outcome.scope == SCOPE_CALL, "%s", outcome.message);
+            failed++;
+        }
+    }
+    REQUIRE(failed == 1);
+    raw_close(&raw);
+    share_free(&share);
+    server_stop(&server);
+}
+
+int main(void)
+{
+    char reason[256];
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (!getenv("MLACAT_FAKE_CUDA")) {
+        printf("SKIPPED: needs the fake driver\n");
+        return 77;
+    }
+    if (!share_open(uuid, reason, sizeof(reason))) {
+        printf("no driver: %s\n", reason);
+        return 1;
+    }
+    failed_import("fail=cuIpcOpenMemHandle:1:2", STATUS_RESOURCE_EXHAUSTED);
+    failed_import("fail=cuMemGetAddressRange:1:1", STATUS_INVALID_ARGUMENT);
+    failed_import("fail=cuPointerGetAttribute:1:2", STATUS_RESOURCE_EXHAUSTED);
+    failed_launch("fail=cuLaunchKernel:25:701");
+    lost_device("fail=cuLaunchKernel:25:700");
+    lost_device("fail=cuStreamWriteValue64:5:719");
+    lost_device("fail=cuIpcOpenMemHandle:1:719");
+    printf("cuda_faults: all passed\n");
+    return 0;
+}

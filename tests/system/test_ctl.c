@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mlacatctl as a program: exit status, what it prints, how long it waits. */
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "proc.h"
+#include "require.h"
+#include "server.h"
+#include "test_ctl_proxy.h"
+#include "trial.h"
+
+#define OUTPUT_BYTES 65536
+#define WORDS_MAX 16
+#define PING_MS 200 /* the promise is 20 ms; a busy machine gets room */
+#define FULL_NAPS 100
+/* Guard bytes in front of the output of `run`. */
+#define GUARD_BYTES 256
+
+enum { DONE = 0, FAILED = 1, UNREACHABLE = 2, USAGE = 64 };
+
+/* What the last run printed. */
+static char out[OUTPUT_BYTES];
+static char err[OUTPUT_BYTES];
+
+__attribute__((noreturn)) static void become_ctl(int out_fd, int err_fd, char *const *argv)
+{
+    if (dup2(out_fd, 1) < 0 || dup2(err_fd, 2) < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) {
+        _exit(126);
+    }
+    execv(MLACATCTL_PATH, argv);
+    _exit(127);
+}
+
+static void read_back(int fd, char text[OUTPUT_BYTES])
+{
+    ssize_t size = pread(fd, text, OUTPUT_BYTES - 1, 0);
+    REQUIRE(size >= 0);
+    text[size] = '\0';
+    close(fd);
+}
+
+/* Runs "mlacatctl WORDS", with --socket unless that is NULL; gives the exit status. */
+static int ctl(const char *socket, const char *words)
+{
+    char line[256];
+    char *argv[WORDS_MAX + 4] = {(char *)(uintptr_t) "mlacatctl"};
+    int nr = 1;
+    int status;
+    snprintf(line, sizeof(line), "%s", words);
+    for (char *rest = line, *word; (word = strsep(&rest, " ")) != NULL;) {
+        REQUIRE(nr < WORDS_MAX);
+        if (word[0] != '\0') {
+            argv[nr++] = word;
+        }
+    }
+    if (socket != NULL) {
+        argv[nr++] = (char *)(uintptr_t) "--socket";
+        argv[nr++] = (char *)(uintptr_t)socket;
+    }
+    int out_fd = memfd_create("out", MFD_CLOEXEC);
+    int err_fd = memfd_create("err", MFD_CLOEXEC);
+    REQUIRE(out_fd >= 0 && err_fd >= 0);
+    fflush(NULL);
+    pid_t pid = fork();
+    REQUIRE(pid >= 0);
+    if (pid == 0) {
+        become_ctl(out_fd, err_fd, argv);
+    }
+    uint64_t end_ms = now_ms() + 2 * WAIT_MS;
+    while (waitpid(pid, &status, WNOHANG) == 0) {
+        if (now_ms() >= end_ms) {
+            kill(pid, SIGKILL);
+        }
+        nap();
+    }
+    read_back(out_fd, out);
+    read_back(err_fd, err);
+    REQUIRE(WIFEXITED(status), "mlacatctl %s: wait status 0x%x", words, (unsigned)status);
+    return WEXITSTATUS(status);
+}
+
+static void expect(const char *socket, const char *words, int status)
+{
+    int found = ctl(socket, words);
+    REQUIRE(found == status, "mlacatctl %s: exit status %d, not %d\n%s%s", words, found, status, out, err);
+}
+
+static void expect_text(const char *text, const char *part)
+{
+    REQUIRE(strstr(text, part) != NULL, "\"%s\" is not in \"%.400s\"", part, text);
+}
+
+/* `out` is one object that has these keys, separated by blanks, and `nr` of them. */
+static void expect_keys(json_t *object, const char *keys)
+{
+    char line[256];
+    size_t nr = 0;
+    snprintf(line, sizeof(line), "%s", keys);
+    REQUIRE(json_is_object(object));
+    for (char *rest = line, *key; (key = strsep(&rest, " ")) != NULL; nr++) {
+        REQUIRE(json_object_get(object, key) != NULL, "there is no \"%s\" in %.400s", key, out);
+    }
+    REQUIRE(json_object_size(object) == nr, "%zu keys, not %zu: %.400s", json_object_size(object), nr, out);
+}
+
+static json_t *parse_out(void)
+{
+    json_error_t why;
+    json_t *value = json_loads(out, 0, &why);
+    REQUIRE(value != NULL, "%s: %.400s", why.text, out);
+    return value;
+}
+
+static void expect_json(const char *socket, const char *words, int status, const char *keys)
+{
+    expect(socket, words, status);
+    json_t *value = parse_out();
+    expect_keys(value, keys);
+    json_decref(value);
+}
+
+/* ----------------------------------------------------------------------------------------------------- exit status */
+
+static void test_ctl_wrong_usage_is_64(void **state)
+{
+    static const char *const wrong[] = {"",
+                                        "pong",
+                                        "ping again",
+                                        "ping --verify",
+                                        "run",
+                                        "run concat_mla_v",
+                                        "run --json",
+                                        "stats --timeout 0",
+                                        "log-level loud",
+                                        "bench --filter nothing"};
+    (void)state;
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        expect("/tmp/no-mlacat-here/socket", wrong[i], USAGE);
+        REQUIRE(out[0] == '\0' && err[0] != '\0', "mlacatctl %s: said \"%s\"", wrong[i], out);
+    }
+    expect(NULL, "--help", DONE);
+    expect(NULL, "run --help", DONE);
+    expect(NULL, "--version", DONE);
+}
+
+static void test_ctl_nobody_there_is_2(void **state)
+{
+    static const char *const commands[] = {"ping",
+                                           "ping --alive",
+                                           "info",
+                                           "stats",
+                                           "drain",
+                                           "drain --wait 1",
+                                           "log-level info",
+                                           "run concat_mla_k",
+                                           "run models",
+                                           "soak",
+                                           "bench --quick --filter memory"};
+    (void)state;
+    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
+        expect("/tmp/no-mlacat-here/socket", commands[i], UNREACHABLE);
+        expect_text(strncmp(commands[i], "ping", 4) == 0 ? out : err, "nobody listens");
+    }
+}
+
+static void test_ctl_full_daemon_is_alive_but_not_ready(void **state)
+{
+    struct server server;
+    struct raw raw[3]; /* max_clients and the operator's two */
+    (void)state;
+    server_start(&server, "max_clients = 1\n");
+    for (int i = 0; i < 3; i++) {
+        raw_open(&raw[i], server.socket);
+    }
+    expect(server.socket, "ping", FAILED);
+    expect_text(out, "max_clients");
+    expect(server.socket, "ping --alive", DONE);
+    expect(server.socket, "stats", UNREACHABLE);
+    for (int i = 0; i < 3; i++) {
+        raw_close(&raw[i]);
+    }
+    server_stop(&server);
+}
+
+static void test_ctl_refused_user_finds_it_alive_but_not_ready(void **state)
+{
+    struct proxy proxy;
+    proxy_start(&proxy, *state, PROXY_REFUSES, 0);
+    expect(proxy.socket, "ping", FAILED);
+    expect_text(out, "user 54321");
+    expect(proxy.socket, "ping --alive", DONE);
+    proxy_stop(&proxy);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ waits */
+
+static void test_ctl_ping_is_quick(void **state)
+{
+    const struct server *server = *state;
+    uint64_t best_ms = UINT64_MAX;
+    for (int i = 0; i < 5; i++) {
+        uint64_t begin_ms = now_ms();
+        expect(server->socket, "ping", DONE);
+        uint64_t took_ms = now_ms() - begin_ms;
+        best_ms = took_ms < best_ms ? took_ms : best_ms;
+    }
+    print_message("ping: %lu ms\n", (unsigned long)best_ms);
+    assert_true(has_sanitizer() || best_ms < PING_MS);
+}
+
+static void test_ctl_stopped_daemon_is_2(void **state)
+{
+    const struct server *server = *state;
+    assert_int_equal(kill(server->pid, SIGSTOP), 0);
+    expect(server->socket, "ping --timeout 100", UNREACHABLE);
+    expect_text(out, "100 ms");
+    expect(server->socket, "ping --alive --timeout 100", UNREACHABLE);
+    expect(server->socket, "info --timeout 100", UNREACHABLE);
+    assert_int_equal(kill(server->pid, SIGCONT), 0);
+    expect(server->socket, "ping --alive", DONE);
+}
+
+static void test_ctl_daemon_that_hangs_after_the_handshake_is_2(void **state)
+{
+    static const char *const commands[] = {"stats",
+                                           "drain",
+                                           "drain --wait 10",
+                                           "log-level info",
+                                           "run concat_mla_k",
+                                           "soak",
+                                           "bench --quick --filter memory",
+                                           "ping",
+                                           "ping --alive"};
+    struct proxy proxy;
+    char words[64];
+    proxy_start(&proxy, *state, PROXY_MUTE, 0);
+    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
+        snprintf(words, sizeof(words), "%s --timeout 150", commands[i]);
+        expect(proxy.socket, words, UNREACHABLE);
+        expect_text(strncmp(words, "ping", 4) == 0 ? out : err, "150 ms");
+    }
+    proxy_stop(&proxy);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ drain */
+
+static void test_ctl_drain_waits_for_the_exit(void **state)
+{
+    const struct server *server = *state;
+    expect_json(server->socket, "drain --wait 10 --json", DONE, "state");
+    expect_text(out, "exited");
+    expect(server->socket, "ping", UNREACHABLE);
+}
+
+static void test_ctl_drain_tells_that_it_has_not_ended(void **state)
+{
+    struct server *server = *state;
+    struct raw raw;
+    struct trial trial;
+    uint8_t packet[RAW_PACKET_BYTES];
+    raw_open(&raw, server->socket);
+    trial_make(&trial, &small_shape);
+    struct call call = trial_call(&trial, raw_must_register(&raw, trial.fd, trial.bytes), 0);
+    size_t size = raw_pack_submit(packet, raw_must_open_stream(&raw), &call, 1);
+    /* A client that does not read, until nothing more goes in: the daemon cannot get rid of its completions. */
+    for (int full_nr = 0; full_nr < FULL_NAPS;) {
+        if (raw_try_send(&raw, packet, size, NULL, 0) == 0) {
+            full_nr = 0;
+        } else {
+            full_nr++;
+            nap();
+        }
+    }
+    expect(server->socket, "drain --wait 0.1 --json", FAILED);
+    expect_text(out, "draining");
+    expect_text(err, "has not exited within 0.1 s");
+    server_kill(server);
+    trial_free(&trial);
+    raw_close(&raw);
+    server_run(server);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- JSON */
+
+#define PING_KEYS "reachable ready reason ms"
+
+static void test_ctl_json_of_ping_has_one_shape(void **state)
+{
+    const struct server *server = *state;
+    struct proxy proxy;
+    expect_json(server->socket, "ping --json", DONE, PING_KEYS);
+    expect_json("/tmp/no-mlacat-here/socket", "ping --json", UNREACHABLE, PING_KEYS);
+    proxy_start(&proxy, server, PROXY_MUTE, 0);
+    expect_json(proxy.socket, "ping --json --timeout 100", UNREACHABLE, PING_KEYS);
+    proxy_stop(&proxy);
+    proxy_start(&proxy, server, PROXY_REFUSES, 0);
+    expect_json(proxy.socket, "ping --json", FAILED, PING_KEYS);
+    proxy_stop(&proxy);
+}
+
+static void test_ctl_json_of_info_and_stats(void **state)
+{
+    const struct server *server = *state;
+    expect_json(server->socket, "info --json", DONE, "server client_version limits devices ops");
+    json_t *info = parse_out();
+    expect_keys(json_object_get(info, "server"), "version pid boot_id");
+    expect_keys(json_object_get(info, "limits"), "streams buffers mapped_bytes stream_calls calls");
+    expect_keys(json_array_get(json_object_get(info, "devices"), 0), "uuid kind name available reason workers");
+    expect_keys(json_array_get(json_object_get(info, "ops"), 1), "number name operands");
+    json_decref(info);
+    expect(server->socket, "run concat_mla_k --tokens 1 --repeat 1", DONE);
+    expect_json(server->socket, "stats --json", DONE,
+                "uptime_us clients streams buffers mapped_bytes calls_in_flight clients_total clients_refused "
+                "sessions_broken ops outcomes client_stats");
+    json_t *stats = parse_out();
+    expect_keys(json_array_get(json_object_get(stats, "ops"), 0),
+                "op device calls bytes queue_ns_p50 queue_ns_p99 device_ns_p50 device_ns_p99");
+    expect_keys(json_array_get(json_object_get(stats, "client_stats"), 0),
+                "name pid uid streams buffers mapped_bytes calls calls_in_flight");
+    json_decref(stats);
+}
+
+static void test_ctl_json_of_bench(void **state)
+{
+    const struct server *server = *state;
+    expect(server->socket, "bench --quick --json --filter message", DONE);
+    json_t *rows = parse_out();
+    assert_int_equal(json_array_size(rows), 4);
+    for (size_t i = 0; i < 4; i++) {
+        const json_t *row = json_array_get(rows, i);
+        expect_keys(json_array_get(rows, i), "name value unit reference reference_value ratio p50 p90 p99 samples");
+        expect_text(json_string_value(json_object_get(row, "reference")), "CPU");
+        REQUIRE(json_real_value(json_object_get(row, "ratio")) > 0, "%.400s", out);
+    }
+    json_decref(rows);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- run */
+
+#define RUN_KEYS "op shape dtype layout bytes bytes_per_s p50_us p99_us samples verified result"
+
+static void test_ctl_run_verifies(void **state)
+{
+    const struct server *server = *state;
+    expect(server->socket, "run concat_mla_k --tokens 3 --heads 5 --verify --repeat 2", DONE);
+    expect_text(out, " verified\n");
+    expect(server->socket, "run concat_mla_absorb_q --dim0 3 --strided --gap 7 --repeat 2", DONE);
+    expect_text(out, " not verified\n");
+    expect_json(server->socket, "run concat_mla_absorb_q --dim0 3 --verify --repeat 2 --json", DONE, RUN_KEYS);
+    expect(server->socket, "run concat_mla_k --tokens 3 --device nowhere", FAILED);
+    expect_text(err, "nowhere");
+}
+
+static void test_ctl_run_finds_a_wrong_byte(void **state)
+{
+    static const size_t offsets[] = {GUARD_BYTES - 1, GUARD_BYTES, GUARD_BYTES + 1000};
+    struct proxy proxy;
+    for (size_t i = 0; i < sizeof(offsets) / sizeof(offsets[0]); i++) {
+        proxy_start(&proxy, *state, PROXY_CORRUPTS, offsets[i]);
+        expect(proxy.socket, "run concat_mla_k --tokens 8 --verify --repeat 1", FAILED);
+        expect_text(out, "expected");
+        expect_json(proxy.socket, "run concat_mla_k --tokens 8 --verify --repeat 1 --json", FAILED, RUN_KEYS);
+        proxy_stop(&proxy);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ctl_wrong_usage_is_64),
+        cmocka_unit_test(test_ctl_nobody_there_is_2),
+        cmocka_unit_test(test_ctl_full_daemon_is_alive_but_not_ready),
+        WITH_SERVER(test_ctl_refused_user_finds_it_alive_but_not_ready),
+        WITH_SERVER(test_ctl_ping_is_quick),
+        WITH_SERVER(test_ctl_stopped_daemon_is_2),
+        WITH_SERVER(test_ctl_daemon_that_hangs_after_the_handshake_is_2),
+        WITH_SERVER(test_ctl_drain_waits_for_the_exit),
+        WITH_SERVER(test_ctl_drain_tells_that_it_has_not_ended),
+        WITH_SERVER(test_ctl_json_of_ping_has_one_shape),
+        WITH_SERVER(test_ctl_json_of_info_and_stats),
+        WITH_SERVER(test_ctl_json_of_bench),
+        WITH_SERVER(test_ctl_run_verifies),
+        WITH_SERVER(test_ctl_run_finds_a_wrong_byte),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

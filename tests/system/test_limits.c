@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Every limit is reached, says its name, and touches nobody else; many clients at once. */
+#include <fcntl.h>
+#include <grp.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "proc.h"
+#include "require.h"
+#include "server.h"
+#include "trial.h"
+
+static void assert_limit(struct outcome outcome, uint32_t scope, const char *option)
+{
+    REQUIRE(outcome.code == STATUS_RESOURCE_EXHAUSTED, "%u: %s", outcome.code, outcome.message);
+    REQUIRE(outcome.scope == scope);
+    REQUIRE(strstr(outcome.message, option) != NULL, "\"%s\" does not name %s", outcome.message, option);
+}
+
+/* One call of a client on memory of its own is done and right. */
+static void assert_served(struct raw *raw)
+{
+    struct trial trial;
+    trial_make(&trial, &small_shape);
+    struct ref buffer = raw_must_register(raw, trial.fd, trial.bytes);
+    struct ref stream = raw_must_open_stream(raw);
+    struct call call = trial_call(&trial, buffer, 1);
+    raw_submit(raw, stream, &call, 1);
+    REQUIRE(raw_wait(raw, 1).code == STATUS_OK && trial_right(&trial));
+    REQUIRE(raw_unregister(raw, buffer).code == STATUS_OK);
+    REQUIRE(raw_close_stream(raw, stream).code == STATUS_OK);
+    trial_free(&trial);
+}
+
+static void assert_no_room(const char *socket, int tries)
+{
+    struct raw late;
+    for (int i = 0; i < tries; i++) {
+        raw_connect(&late, socket);
+        if (i % 2 == 1) { /* what the daemon says is not lost when something unread is on its way to it */
+            raw_send(&late, "unread", 6, NULL, 0);
+        }
+        assert_limit(raw_last_words(&late), SCOPE_SESSION, "max_clients");
+        REQUIRE(!late.reset);
+        raw_close(&late);
+    }
+}
+
+/* Two more than the limit, for we are an operator: the daemon's own user. */
+static void test_limits_clients(void **state)
+{
+    enum { CLIENTS = 6 };
+    struct server server;
+    struct raw raw[CLIENTS];
+    (void)state;
+    server_start(&server, "max_clients = 4\n");
+    for (int i = 0; i < CLIENTS; i++) {
+        raw_open(&raw[i], server.socket);
+    }
+    assert_no_room(server.socket, 20);
+    assert_int_equal(raw_stats(&raw[0]).clients_refused, 20);
+    assert_int_equal(raw_stats(&raw[0]).clients, CLIENTS);
+    raw_close(&raw[5]);
+    WAIT_UNTIL(raw_stats(&raw[0]).clients == CLIENTS - 1);
+    raw_open(&raw[5], server.socket);
+    for (int i = 0; i < CLIENTS; i++) {
+        assert_served(&raw[i]);
+        raw_close(&raw[i]);
+    }
+    server_stop(&server);
+}
+
+#define FOREIGN_UID 54321
+
+/* Fills the service up as another user; then says so, and stays. */
+static void run_foreign_clients(void *arg)
+{
+    const struct server *server = arg;
+    struct raw raw[3];
+    REQUIRE(setgroups(0, NULL) == 0 && setresgid(FOREIGN_UID, FOREIGN_UID, FOREIGN_UID) == 0);
+    REQUIRE(setresuid(FOREIGN_UID, FOREIGN_UID, FOREIGN_UID) == 0);
+    REQUIRE(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0); /* the change of user has cleared it */
+    for (int i = 0; i < 3; i++) {
+        raw_open(&raw[i], server->socket);
+    }
+    assert_no_room(server->socket, 4);
+    child_ready();
+    child_park();
+}
+
+static void test_limits_clients_leave_two_for_the_operator(void **state)
+{
+    struct server server;
+    struct child child;
+    struct raw raw[2];
+    (void)state;
+    if (geteuid() != 0) {
+        print_message("becoming another user needs root\n");
+        skip();
+    }
+    server_start(&server, "max_clients = 3\nsocket_mode = 0666\nallow_uids = 54321\n");
+    child_start(&child, run_foreign_clients, &server);
+    child_wait_ready(&child);
+    raw_open(&raw[0], server.socket);
+    raw_open(&raw[1], server.socket);
+    assert_no_room(server.socket, 2);
+    assert_int_equal(raw_stats(&raw[0]).clients, 5);
+    assert_served(&raw[1]);
+    child_kill(&child);
+    raw_close(&raw[0]);
+    raw_close(&raw[1]);
+    server_stop(&server);
+}
+
+static void test_limits_streams_and_buffers(void **state)
+{
+    struct server server;
+    struct raw raw;
+    struct raw neighbour;
+    struct ref ref;
+    struct ref kept[3];
+    (void)state;
+    server_start(&server, "max_streams = 2\nmax_buffers = 3\n");
+    raw_open(&raw, server.socket);
+    raw_open(&neighbour, server.socket);
+    int fd = memfd_make(4096, F_SEAL_SHRINK);
+    for (int i = 0; i < 3; i++) {
+        kept[i] = raw_must_register(&raw, fd, 4096);
+    }
+    assert_limit(raw_register(&raw, fd, 4096, &ref), SCOPE_CALL, "max_buffers");
+    assert_int_equal(raw_unregister(&raw, kept[1]).code, STATUS_OK);
+    raw_must_register(&raw, fd, 4096);
+    assert_limit(raw_register(&raw, fd, 4096, &ref), SCOPE_CALL, "max_buffers");
+    kept[0] = raw_must_open_stream(&raw);
+    raw_must_open_stream(&raw);
+    assert_limit(raw_open_stream(&raw, &ref), SCOPE_CALL, "max_streams");
+    assert_int_equal(raw_close_stream(&raw, kept[0]).code, STATUS_OK);
+    raw_must_open_stream(&raw);
+    assert_served(&neighbour);
+    WAIT_UNTIL(proc_maps(server.pid, MEMFD_NAME) == 3);
+    raw_close(&raw);
+    WAIT_UNTIL(proc_maps(server.pid, MEMFD_NAME) == 0);
+    assert_served(&neighbour);
+    raw_close(&neighbour);
+    close(fd);
+    server_stop(&server);
+}
+
+/* One call whose operands are three descriptors that come with it. */
+static void submit_inline(struct raw *raw, struct ref stream, uint64_t id, int out, int first, int second)
+{
+    int fds[3] = {out, first, second};
+    struct call call = row_call(id, (struct ref){0}, 100, 0, 4, 8, 4);
+    for (uint32_t i = 0; i < 3; i++) {
+        call.operand[i].is_inline = true;
+        call.operand[i].fd = i;
+        call.operand[i].size_bytes = 4096;
+    }
+    REQUIRE(raw_submit_fds(raw, stream, &call, 1, fds, 3) == 0);
+}
+
+static void test_limits_mapped_bytes(void **state)
+{
+    struct server server;
+    struct raw raw;
+    struct raw neighbour;
+    struct ref ref;
+    (void)state;
+    server_start(&server, "max_mapped = 64KiB\n");
+    raw_open(&raw, server.socket);
+    raw_open(&neighbour, server.socket);
+    int big = memfd_make(48 * 1024, F_SEAL_SHRINK);
+    int small = memfd_make(16 * 1024 + 1, F_SEAL_SHRINK);
+    int middle = memfd_make(24 * 1024, F_SEAL_SHRINK);
+    struct ref buffer = raw_must_register(&raw, big, 4096); /* counts in full */
+    assert_int_equal(raw_stats(&raw).mapped_bytes, 48 * 1024);
+    assert_limit(raw_register(&raw, small, 1, &ref), SCOPE_CALL, "max_mapped");
+    assert_int_equal(raw_unregister(&raw, buffer).code, STATUS_OK);
+    WAIT_UNTIL(raw_stats(&raw).mapped_bytes == 0);
+    struct ref stream = raw_must_open_stream(&raw);
+    submit_inline(&raw, stream, 1, middle, middle, middle); /* at once, and each for itself would fit */
+    assert_limit(raw_wait(&raw, 1), SCOPE_CALL, "max_mapped");
+    WAIT_UNTIL(raw_stats(&raw).mapped_bytes == 0);
+    raw_must_register(&raw, small, 1);
+    raw_must_register(&neighbour, big, 48 * 1024);
+    submit_inline(&raw, stream, 2, big, small, small);
+    assert_limit(raw_wait(&raw, 2), SCOPE_CALL, "max_mapped");
+    WAIT_UNTIL(raw_stats(&raw).mapped_bytes == 48 * 1024 + 16 * 1024 + 1);
+    assert_served(&neighbour);
+    raw_close(&raw);
+    raw_close(&neighbour);
+    close(big);
+    close(small);
+    close(middle);
+    server_stop(&server);
+}
+
+static void test_limits_calls(void **state)
+{
+    struct server server;
+    struct raw raw;
+    struct raw neighbour;
+    struct trial slow;
+    struct call call;
+    (void)state;
+    server_start(&server, "max_stream_calls = 4\nmax_calls = 6\n");
+    raw_open(&raw, server.socket);
+    raw_open(&neighbour, server.socket);
+    slow_make(&slow);
+    struct ref buffer = raw_must_register(&raw, slow.fd, slow.bytes);
+    struct ref one = raw_must_open_stream(&raw);
+    struct ref two = raw_must_open_stream(&raw);
+    slow_begin(&raw, one, &slow, buffer, 0);
+    for (uint64_t id = 1; id < 5; id++) {
+        call = trial_call(&slow, buffer, id);
+        raw_submit(&raw, one, &call, 1);
+    }
+    assert_limit(raw_wait(&raw, 4), SCOPE_CALL, "max_stream_calls");
+    for (uint64_t id = 10; id < 13; id++) {
+        call = trial_call(&slow, buffer, id);
+        raw_submit(&raw, two, &call, 1);
+    }
+    struct completion done = raw_next(&raw);
+    while (done.outcome.code == STATUS_OK) {
+        done = raw_next(&raw);
+    }
+    assert_int_equal(done.call_id, 12);
+    assert_limit(done.outcome, SCOPE_CALL, "max_calls");
+    assert_served(&neighbour);
+    assert_int_equal(raw_close_stream(&raw, one).code, STATUS_OK);
+    assert_int_equal(raw_close_stream(&raw, two).code, STATUS_OK);
+    raw_close(&raw);
+    raw_close(&neighbour);
+    trial_free(&slow);
+    server_stop(&server);
+}
+
+/* ---------------------------------------------------------------------------------------------------- many clients */
+
+#define CLIENT_CALLS 50
+#define CLIENT_DEPTH 5
+
+static void run_client(void *arg)
+{
+    const struct server *server = arg;
+    struct trial trial[CLIENT_DEPTH];
+    struct ref buffer[CLIENT_DEPTH];
+    struct call calls[CLIENT_DEPTH];
+    struct raw raw;
+    raw_open(&raw, server->socket);
+    struct ref stream = raw_must_open_stream(&raw);
+    for (uint32_t i = 0; i < CLIENT_DEPTH; i++) {
+        struct trial_shape shape = {1 + i % 2, 1 + i, 2 + i, 16, 128, 64, i % 2 == 0, (uint32_t)getpid() + i};
+        trial_make(&trial[i], &shape);
+        buffer[i] = raw_must_register(&raw, trial[i].fd, trial[i].bytes);
+    }
+    for (uint32_t done_nr = 0; done_nr < CLIENT_CALLS; done_nr += CLIENT_DEPTH) {
+        for (uint32_t i = 0; i < CLIENT_DEPTH; i++) {
+            trial_refill(&trial[i], (uint32_t)getpid() + done_nr + i);
+            calls[i] = trial_call(&trial[i], buffer[i], done_nr + i);
+        }
+        raw_submit(&raw, stream, calls, CLIENT_DEPTH);
+        for (uint32_t i = 0; i < CLIENT_DEPTH; i++) {
+            struct outcome outcome = raw_wait(&raw, done_nr + i);
+            REQUIRE(outcome.code == STATUS_OK, "%s", outcome.message);
+            REQUIRE(trial_right(&trial[i]));
+        }
+    }
+    raw_close(&raw);
+}
+
+static void test_limits_many_clients_at_once(void **state)
+{
+    enum { CLIENTS = 32 };
+    struct server *server = *state;
+    struct child child[CLIENTS];
+    struct raw watcher;
+    raw_open(&watcher, server->socket);
+    uint32_t fds_nr = proc_fds(server->pid);
+    for (int i = 0; i < CLIENTS; i++) {
+        child_start(&child[i], run_client, server);
+    }
+    for (int i = 0; i < CLIENTS; i++) {
+        child_join(&child[i]);
+    }
+    WAIT_UNTIL(raw_stats(&watcher).clients == 1);
+    WAIT_UNTIL(raw_stats(&watcher).mapped_bytes == 0);
+    struct counts counts = raw_stats(&watcher);
+    assert_int_equal(counts.outcomes[STATUS_OK], CLIENTS * CLIENT_CALLS);
+    assert_int_equal(counts.calls_in_flight, 0);
+    assert_int_equal(counts.sessions_broken, 0);
+    WAIT_UNTIL(proc_fds(server->pid) == fds_nr);
+    assert_int_equal(proc_maps(server->pid, MEMFD_NAME), 0);
+    raw_close(&watcher);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_limits_clients),
+        cmocka_unit_test(test_limits_clients_leave_two_for_the_operator),
+        cmocka_unit_test(test_limits_streams_and_buffers),
+        cmocka_unit_test(test_limits_mapped_bytes),
+        cmocka_unit_test(test_limits_calls),
+        WITH_SERVER(test_limits_many_clients_at_once),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
