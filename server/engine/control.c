@@ -97,7 +97,7 @@ void control_post(struct control *control, struct control_job *job)
 bool control_take(struct control *control)
 {
     struct list_node taken;
-    /* Sequentially consistent with the loop's `asleep`, like a mailbox (queue.h). */
+    /* Sequentially consistent with the loop's `asleep`, like a mailbox (doorbell.h). */
     if (!atomic_load(&control->any_finished)) {
         return false;
     }

@@ -98,7 +98,7 @@ enum mlacat_status engine_start(struct engine *engine, const struct engine_optio
     }
     while (engine->workers_nr < options->workers) {
         if (worker_start(&engine->workers[engine->workers_nr], options->ops, options->bell, options->poll,
-                         options->spin_ns, mailbox_room(options->calls_max), err) != MLACAT_OK) {
+                         options->spin_ns, err) != MLACAT_OK) {
             goto fail;
         }
         engine->workers_nr++;

@@ -27,8 +27,7 @@ struct engine_options {
     bool wait;        /* a device that is not there is no error */
     uint32_t workers; /* 1..ENGINE_WORKERS_MAX */
     enum worker_poll poll;
-    uint64_t spin_ns;   /* poll = balanced */
-    uint32_t calls_max; /* of all clients together */
+    uint64_t spin_ns; /* poll = balanced */
     struct loop_bell *bell;
 };
 

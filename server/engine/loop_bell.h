@@ -4,7 +4,7 @@
  *
  * Owns:     nothing; `wake` is given by whoever owns the loop (uv_async_send).
  * Thread:   loop_bell_ring: any thread. The loop sets `asleep` before its last look at the mailboxes and clears it
- *           after the sleep (the order that queue.h explains).
+ *           after the sleep (the order that doorbell.h explains).
  * Lifetime: longer than every thread that rings it.
  * Errors:   none.
  */

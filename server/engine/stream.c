@@ -150,16 +150,10 @@ void stream_put_call(struct stream *stream, struct call *call)
     close_if_unused(stream);
 }
 
-enum mlacat_status stream_submit(struct stream *stream, struct call *call, struct error *err)
+void stream_submit(struct stream *stream, struct call *call)
 {
-    if (!worker_has_room(stream->worker)) {
-        return error_set(err, MLACAT_RESOURCE_EXHAUSTED,
-                         "the worker of this stream has %u calls of all clients queued: wait for some to finish",
-                         stream->worker->calls_max);
-    }
     call_set_state(call, CALL_SUBMITTED);
     worker_post(stream->worker, call);
-    return MLACAT_OK;
 }
 
 static void end_call(struct stream *stream, struct call *call)

@@ -74,8 +74,8 @@ struct call *stream_get_call(struct stream *stream);
 /* Gives back a call that is DONE, or BOUND and refused. */
 void stream_put_call(struct stream *stream, struct call *call);
 
-/* Hands a validated call (`plan`, `buffer` set) to the worker. RESOURCE_EXHAUSTED: the worker's queue is full. */
-enum mlacat_status stream_submit(struct stream *stream, struct call *call, struct error *err);
+/* Hands a validated call (`plan`, `buffer` set) to the worker. */
+void stream_submit(struct stream *stream, struct call *call);
 
 /* Ends a call that the worker never had: BOUND -> DONE, on_call_done. */
 void stream_fail_call(struct stream *stream, struct call *call, const struct error *err);

@@ -17,14 +17,12 @@ static void give_back(struct worker *worker, struct call *call)
 }
 
 /* After a stream's turn, when the worker will not touch it again for the calls that ended: with the last of them the
- * loop may close and free the stream. The outbox has room for every call that worker_post admits. */
+ * loop may close and free the stream. */
 static void post_ended(struct worker *worker)
 {
     struct list_node *node;
     while ((node = list_take(&worker->ended))) {
-        bool posted = mailbox_post(&worker->outbox, LIST_ENTRY(node, struct call, queue_link));
-        assert(posted);
-        (void)posted;
+        mailbox_post(&worker->outbox, &LIST_ENTRY(node, struct call, queue_link)->mail);
         worker->posted = true;
     }
 }
@@ -196,9 +194,9 @@ static void *worker_main(void *arg)
     struct worker *worker = arg;
     while (!atomic_load_explicit(&worker->stopping, memory_order_relaxed)) {
         uint32_t withdrawn = atomic_load_explicit(&worker->withdrawn, memory_order_acquire);
-        struct call *call;
-        while ((call = mailbox_take(&worker->inbox))) {
-            on_call(worker, call);
+        struct mail *mail;
+        while ((mail = mailbox_take(&worker->inbox))) {
+            on_call(worker, LIST_ENTRY(mail, struct call, mail));
         }
         drive(worker, withdrawn);
         atomic_fetch_add_explicit(&worker->heartbeat, 1, memory_order_relaxed);
@@ -214,12 +212,11 @@ static void *worker_main(void *arg)
 }
 
 enum mlacat_status worker_start(struct worker *worker, const struct device_ops *ops, struct loop_bell *bell,
-                                enum worker_poll poll, uint64_t spin_ns, uint32_t calls_max, struct error *err)
+                                enum worker_poll poll, uint64_t spin_ns, struct error *err)
 {
     memset(worker, 0, sizeof(*worker));
     worker->ops = ops;
     worker->bell = bell;
-    worker->calls_max = calls_max;
     worker->poll = poll;
     worker->spin_ns = poll == WORKER_POLL_SLEEP ? 0 : spin_ns;
     list_init(&worker->active);
@@ -227,11 +224,7 @@ enum mlacat_status worker_start(struct worker *worker, const struct device_ops *
     if (doorbell_init(&worker->doorbell, err) != MLACAT_OK) {
         return err->code;
     }
-    if (mailbox_init(&worker->inbox, calls_max, err) != MLACAT_OK ||
-        mailbox_init(&worker->outbox, calls_max, err) != MLACAT_OK ||
-        thread_start(&worker->thread, "mlacat-worker", worker_main, worker, err) != MLACAT_OK) {
-        mailbox_fini(&worker->inbox);
-        mailbox_fini(&worker->outbox);
+    if (thread_start(&worker->thread, "mlacat-worker", worker_main, worker, err) != MLACAT_OK) {
         doorbell_fini(&worker->doorbell);
         return err->code;
     }
@@ -244,32 +237,24 @@ void worker_stop(struct worker *worker)
     atomic_store(&worker->stopping, 1);
     doorbell_ring(&worker->doorbell);
     pthread_join(worker->thread, NULL);
-    mailbox_fini(&worker->inbox);
-    mailbox_fini(&worker->outbox);
     doorbell_fini(&worker->doorbell);
-}
-
-bool worker_has_room(const struct worker *worker)
-{
-    return worker->calls_nr < worker->calls_max;
 }
 
 void worker_post(struct worker *worker, struct call *call)
 {
-    bool posted = mailbox_post(&worker->inbox, call);
-    assert(posted);
-    (void)posted;
+    mailbox_post(&worker->inbox, &call->mail);
     worker->calls_nr++;
     doorbell_ring(&worker->doorbell);
 }
 
 struct call *worker_take(struct worker *worker)
 {
-    struct call *call = worker->calls_nr > 0 ? mailbox_take(&worker->outbox) : NULL;
-    if (call) {
-        worker->calls_nr--;
+    struct mail *mail = worker->calls_nr > 0 ? mailbox_take(&worker->outbox) : NULL;
+    if (!mail) {
+        return NULL;
     }
-    return call;
+    worker->calls_nr--;
+    return LIST_ENTRY(mail, struct call, mail);
 }
 
 void worker_withdrawn(struct worker *worker)

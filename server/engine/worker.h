@@ -6,7 +6,7 @@
  * Owns:     its thread, its two mailboxes, its doorbell, and the worker's part of its streams.
  * Thread:   worker_post, worker_take, worker_withdrawn: the loop thread.
  * Lifetime: worker_start -> worker_stop, with no call at the worker.
- * Errors:   none; worker_has_room says whether worker_post may be called.
+ * Errors:   worker_start: RESOURCE_EXHAUSTED.
  */
 #ifndef MLACAT_ENGINE_WORKER_H
 #define MLACAT_ENGINE_WORKER_H
@@ -18,8 +18,8 @@
 
 #include "call.h"
 #include "device.h"
+#include "doorbell.h"
 #include "loop_bell.h"
-#include "queue.h"
 
 /* spin: awake while a stream is open; balanced: awake for spin_ns after the last event; sleep: sleeps at once. */
 enum worker_poll { WORKER_POLL_SPIN, WORKER_POLL_BALANCED, WORKER_POLL_SLEEP };
@@ -37,24 +37,20 @@ struct worker {
     _Atomic uint32_t stopping;
     _Atomic uint32_t streams_nr; /* open streams; written by the loop */
     _Atomic uint64_t heartbeat;  /* counts the worker's rounds */
-    uint32_t calls_max;          /* room in the mailboxes */
     uint32_t calls_nr;           /* loop: calls at the worker */
     uint64_t heartbeat_seen;     /* loop: at the last worker_stuck */
 
-    _Alignas(QUEUE_LINE) struct list_node active; /* worker: streams with work */
-    uint32_t withdrawn_seen;                      /* worker */
-    struct list_node ended;                       /* worker: calls to post at the end of their stream's turn */
-    bool posted;                                  /* worker: in this round; the loop must know */
+    _Alignas(MAILBOX_LINE) struct list_node active; /* worker: streams with work */
+    uint32_t withdrawn_seen;                        /* worker */
+    struct list_node ended;                         /* worker: calls to post at the end of their stream's turn */
+    bool posted;                                    /* worker: in this round; the loop must know */
 };
 
-/* `calls_max`: how many calls may be at the worker at a time, a power of two. RESOURCE_EXHAUSTED: no memory, no
- * thread. */
+/* RESOURCE_EXHAUSTED: no thread, no descriptors. */
 enum mlacat_status worker_start(struct worker *worker, const struct device_ops *ops, struct loop_bell *bell,
-                                enum worker_poll poll, uint64_t spin_ns, uint32_t calls_max, struct error *err);
+                                enum worker_poll poll, uint64_t spin_ns, struct error *err);
 void worker_stop(struct worker *worker);
 
-bool worker_has_room(const struct worker *worker);
-/* worker_has_room is true. */
 void worker_post(struct worker *worker, struct call *call);
 /* The next call that has ended, or was withdrawn; NULL: none. */
 struct call *worker_take(struct worker *worker);

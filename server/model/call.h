@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 #include "list.h"
+#include "mailbox.h"
 #include "op.h"
 #include "status.h"
 
@@ -49,6 +50,7 @@ struct call {
 
     _Atomic uint32_t claim; /* enum call_claim */
 
+    struct mail mail;            /* on its way between the two */
     struct list_node queue_link; /* worker: the stream's queue */
     uint64_t launched_ns;        /* worker; 0: never */
     uint64_t ended_ns;           /* worker */

@@ -58,7 +58,8 @@ static enum mlacat_status launch(struct stream *stream, struct call *call, struc
     if (op_validate(&call->request, memory, &call->plan, err) != MLACAT_OK) {
         return err->code;
     }
-    return stream_submit(stream, call, err);
+    stream_submit(stream, call);
+    return MLACAT_OK;
 }
 
 /* Calls run in order: one that waits for an import holds those behind it. */

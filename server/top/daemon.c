@@ -285,8 +285,6 @@ static enum mlacat_status start_engine(struct daemon *daemon, const struct devic
                                      .workers = config_workers(&daemon->config),
                                      .poll = polls[daemon->config.poll],
                                      .spin_ns = daemon->config.spin_us * UINT64_C(1000),
-                                     .calls_max =
-                                         (daemon->config.max_clients + OPERATOR_CLIENTS) * daemon->config.max_calls,
                                      .bell = &daemon->sleep.bell};
     if (engine_start(engine, &options, err) != MLACAT_OK) {
         return err->code;

@@ -2,7 +2,7 @@
 #include "loop_sleep.h"
 
 #include "clock.h"
-#include "queue.h"
+#include "doorbell.h"
 
 static void wake_loop(void *arg)
 {
@@ -51,7 +51,7 @@ static void on_prepare(uv_prepare_t *prepare)
         return;
     }
     uv_idle_stop(&sleep->busy);
-    /* From here on the workers ring; what they finished before that is found now (queue.h). */
+    /* From here on the workers ring; what they finished before that is found now (doorbell.h). */
     atomic_store(&sleep->bell.asleep, 1);
     if (service_take(sleep->service)) {
         service_awake(sleep->service);

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "queue.h"
+#include "doorbell.h"
 
 #include <errno.h>
 #include <sched.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -29,67 +28,6 @@ void spin_pause(uint64_t waited_ns)
     } else {
         sched_yield();
     }
-}
-
-uint32_t mailbox_room(uint32_t items)
-{
-    uint32_t room = 1;
-    while (room < items && room < UINT32_C(1) << 31) {
-        room <<= 1;
-    }
-    return room;
-}
-
-enum mlacat_status mailbox_init(struct mailbox *mailbox, uint32_t slots_nr, struct error *err)
-{
-    *mailbox = (struct mailbox){.mask = slots_nr - 1};
-    mailbox->slots = calloc(slots_nr, sizeof(*mailbox->slots));
-    if (!mailbox->slots) {
-        return error_set(err, MLACAT_RESOURCE_EXHAUSTED, "no memory for a queue of %u entries", slots_nr);
-    }
-    return MLACAT_OK;
-}
-
-void mailbox_fini(struct mailbox *mailbox)
-{
-    free(mailbox->slots);
-    *mailbox = (struct mailbox){0};
-}
-
-bool mailbox_post(struct mailbox *mailbox, void *item)
-{
-    uint32_t tail = atomic_load_explicit(&mailbox->tail, memory_order_relaxed);
-    if (tail - mailbox->head_seen > mailbox->mask) {
-        /* Pairs with the release of `head` in mailbox_take: the slot's old content was read. */
-        mailbox->head_seen = atomic_load_explicit(&mailbox->head, memory_order_acquire);
-        if (tail - mailbox->head_seen > mailbox->mask) {
-            return false;
-        }
-    }
-    mailbox->slots[tail & mailbox->mask] = item;
-    /* Publishes the slot (acquired in mailbox_take) and is ordered before the look at `asleep` in doorbell_ring. */
-    atomic_store(&mailbox->tail, tail + 1);
-    return true;
-}
-
-void *mailbox_take(struct mailbox *mailbox)
-{
-    uint32_t head = atomic_load_explicit(&mailbox->head, memory_order_relaxed);
-    if (head == mailbox->tail_seen) {
-        /* Pairs with mailbox_post; sequentially consistent after doorbell_arm. */
-        mailbox->tail_seen = atomic_load(&mailbox->tail);
-        if (head == mailbox->tail_seen) {
-            return NULL;
-        }
-    }
-    void *item = mailbox->slots[head & mailbox->mask];
-    atomic_store_explicit(&mailbox->head, head + 1, memory_order_release);
-    return item;
-}
-
-bool mailbox_empty(struct mailbox *mailbox)
-{
-    return atomic_load_explicit(&mailbox->head, memory_order_relaxed) == atomic_load(&mailbox->tail);
 }
 
 enum mlacat_status doorbell_init(struct doorbell *doorbell, struct error *err)
