@@ -176,9 +176,10 @@ void log_line(struct log_site *site, enum log_level level, const char *event, co
     errno = saved_errno;
 }
 
-static bool is_plain(char c)
+/* Bytes that a character takes in quotes: itself, \" or \\, or \xNN. */
+static size_t quoted_bytes(char c)
 {
-    return is_printable(c) && c != '"' && c != '\\';
+    return !is_printable(c) ? 4 : c == '"' || c == '\\' ? 2 : 1;
 }
 
 const char *log_quote(const char *text, char *out, uint32_t out_bytes)
@@ -190,7 +191,7 @@ const char *log_quote(const char *text, char *out, uint32_t out_bytes)
     size_t room = out_bytes - sizeof("\"\"");
     size_t needed = 0;
     for (const char *c = text; *c && needed <= room; c++) {
-        needed += is_plain(*c) ? 1 : 4;
+        needed += quoted_bytes(*c);
     }
     bool cut = needed > room;
     if (cut) {
@@ -199,12 +200,15 @@ const char *log_quote(const char *text, char *out, uint32_t out_bytes)
     size_t used = 0;
     out[used++] = '"';
     for (const char *c = text; *c; c++) {
-        size_t bytes = is_plain(*c) ? 1 : 4;
+        size_t bytes = quoted_bytes(*c);
         if (used - 1 + bytes > room) {
             break;
         }
         if (bytes == 1) {
             out[used] = *c;
+        } else if (bytes == 2) {
+            out[used] = '\\';
+            out[used + 1] = *c;
         } else {
             snprintf(out + used, 5, "\\x%02x", (unsigned char)*c);
         }

@@ -45,8 +45,9 @@ struct log_site {
  */
 __attribute__((format(printf, 4, 5))) void log_line(struct log_site *site, enum log_level level, const char *event,
                                                     const char *format, ...);
-/* Quotes `text` (NULL: empty) for a field value: in double quotes, printable ASCII kept, '"', '\' and the rest as \xNN;
- * what does not fit is cut and ends in "...". out_bytes: at least LOG_QUOTE_MIN_BYTES. Returns `out`. */
+/* Quotes `text` (NULL: empty) for a field value: in double quotes, printable ASCII kept, a backslash before '"' and
+ * '\', the rest as \xNN; what does not fit is cut and ends in "...". out_bytes: at least LOG_QUOTE_MIN_BYTES. Returns
+ * `out`. */
 #define LOG_QUOTE_MIN_BYTES 8
 const char *log_quote(const char *text, char *out, uint32_t out_bytes);
 /* log_quote into a buffer of this thread that the next log_text of the thread uses again. */

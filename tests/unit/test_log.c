@@ -282,7 +282,7 @@ static void test_log_quote_escapes(void **state)
     (void)state;
     char out[64];
     assert_string_equal(log_quote("plain text = ok", out, sizeof(out)), "\"plain text = ok\"");
-    assert_string_equal(log_quote("a\"b\\c\n\x7f\xc3", out, sizeof(out)), "\"a\\x22b\\x5cc\\x0a\\x7f\\xc3\"");
+    assert_string_equal(log_quote("a\"b\\c\n\x7f\xc3", out, sizeof(out)), "\"a\\\"b\\\\c\\x0a\\x7f\\xc3\"");
     assert_string_equal(log_quote("", out, sizeof(out)), "\"\"");
     assert_string_equal(log_quote(NULL, out, sizeof(out)), "\"\"");
     assert_ptr_equal(log_quote("x", out, sizeof(out)), out);
