@@ -144,6 +144,7 @@ int row_run_tests(const char *group, const struct CMUnitTest *tests, size_t nr)
         char name[64];
         row.name = rows[i].name;
         row.ops = rows[i].ops;
+        row.works_in_poll = true;
         snprintf(name, sizeof(name), "%s (%s)", group, row.name);
         failed += _cmocka_run_group_tests(name, tests, nr, NULL, NULL); /* what cmocka_run_group_tests_name calls */
     }

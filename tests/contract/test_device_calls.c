@@ -144,7 +144,9 @@ static void test_device_poll_does_a_bounded_piece_of_work(void **state)
     call.plan.stride_bytes[OP_OUT][0] = call.plan.stride_bytes[OP_FIRST][0] = (int64_t)wide;
     call.plan.bytes = 2 * rows * wide;
     assert_int_equal(row.ops->submit(row.stream, &call, &err), DEVICE_OK);
-    assert_int_equal(row.ops->poll(row.stream, &done, 1, &err), 0);
+    if (row.works_in_poll) {
+        assert_int_equal(row.ops->poll(row.stream, &done, 1, &err), 0);
+    }
     row_poll_all(&done, 1);
     assert_int_equal(done.error.code, MLACAT_OK);
     assert_true(memcmp(target.client.bytes, source.client.bytes, rows * wide) == 0);

@@ -229,7 +229,9 @@ static void test_device_host_reports_lost_memory(void **state)
     call.plan.dim0 = PAGE / 128;
     call.cookie = &whole;
     assert_int_equal(device_host_ops.submit(stream, &call, &err), DEVICE_OK);
-    assert_int_equal(device_host_ops.poll(stream, done, 2, &err), 2);
+    for (int nr = 0; nr < 2;) { /* a poll may end between the two */
+        nr += device_host_ops.poll(stream, done + nr, 2 - nr, &err);
+    }
     assert_ptr_equal(done[0].cookie, &cut);
     assert_int_equal(done[0].error.code, MLACAT_DATA_LOSS);
     assert_int_equal(done[0].error.scope, MLACAT_SCOPE_SESSION);
