@@ -40,6 +40,12 @@ static inline void list_append(struct list_node *head, struct list_node *node)
     head->prev = node;
 }
 
+/* Adds at the front of the list. `node` must be on no list. */
+static inline void list_prepend(struct list_node *head, struct list_node *node)
+{
+    list_append(head->next, node);
+}
+
 /* Takes the node off its list, if it is on one. */
 static inline void list_remove(struct list_node *node)
 {

@@ -128,7 +128,7 @@ bool engine_take(struct engine *engine)
     for (uint32_t i = 0; i < engine->workers_nr; i++) {
         struct call *call;
         while ((call = worker_take(&engine->workers[i]))) {
-            stream_on_call_back(call->stream, call);
+            stream_end_call(call->stream, call);
             any = true;
         }
     }

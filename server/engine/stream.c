@@ -100,9 +100,8 @@ enum mlacat_status stream_open(struct engine *engine, uint32_t calls_nr, const s
  * untouched memory. */
 static struct call *fresh_call(struct stream *stream)
 {
-    struct list_node *node = stream->free.next;
-    if (node != &stream->free) {
-        list_remove(node);
+    struct list_node *node = list_take(&stream->free);
+    if (node) {
         return LIST_ENTRY(node, struct call, link);
     }
     if (stream->calls_touched == stream->calls_nr) {
@@ -142,10 +141,7 @@ void stream_put_call(struct stream *stream, struct call *call)
     call_set_state(call, CALL_FREE);
     list_remove(&call->link);
     /* At the front: the next call finds it in the cache. */
-    call->link.next = stream->free.next;
-    call->link.prev = &stream->free;
-    stream->free.next->prev = &call->link;
-    stream->free.next = &call->link;
+    list_prepend(&stream->free, &call->link);
     stream->calls_used--;
     close_if_unused(stream);
 }
@@ -156,16 +152,11 @@ void stream_submit(struct stream *stream, struct call *call)
     worker_post(stream->worker, call);
 }
 
-static void end_call(struct stream *stream, struct call *call)
+void stream_end_call(struct stream *stream, struct call *call)
 {
     call_set_state(call, CALL_DONE);
     list_remove(&call->link);
     stream->handlers->on_call_done(stream, call);
-}
-
-void stream_on_call_back(struct stream *stream, struct call *call)
-{
-    end_call(stream, call);
 }
 
 void stream_fail_call(struct stream *stream, struct call *call, const struct error *err)
@@ -173,7 +164,7 @@ void stream_fail_call(struct stream *stream, struct call *call, const struct err
     assert(call->state == CALL_BOUND);
     call->error = *err;
     list_remove(&call->hold_link);
-    end_call(stream, call);
+    stream_end_call(stream, call);
 }
 
 bool stream_withdraw(struct stream *stream, struct call *call, enum call_claim why)

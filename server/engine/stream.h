@@ -84,7 +84,7 @@ void stream_fail_call(struct stream *stream, struct call *call, const struct err
 bool stream_withdraw(struct stream *stream, struct call *call, enum call_claim why);
 
 /* For engine.c: the worker gave the call back. */
-void stream_on_call_back(struct stream *stream, struct call *call);
+void stream_end_call(struct stream *stream, struct call *call);
 
 /* No more calls: the stream goes after its last one. Once. */
 void stream_close(struct stream *stream);

@@ -169,7 +169,7 @@ static bool looks_on(const struct worker *worker, uint64_t waited_ns)
     return waited_ns < worker->spin_ns;
 }
 
-/* true: something to do; false: the thread may look at `stopping` and go to sleep again. */
+/* Until there is mail, or the worker is to stop. */
 static void wait_for_work(struct worker *worker)
 {
     uint64_t start_ns = clock_now_ns();

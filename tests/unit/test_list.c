@@ -38,6 +38,24 @@ static void test_list_is_first_in_first_out(void **state)
     assert_true(list_empty(&head));
 }
 
+static void test_list_prepend_comes_first(void **state)
+{
+    (void)state;
+    struct list_node head;
+    struct item items[3];
+    list_init(&head);
+    for (int i = 0; i < 3; i++) {
+        items[i].number = i;
+    }
+    list_prepend(&head, &items[1].node);
+    list_append(&head, &items[2].node);
+    list_prepend(&head, &items[0].node);
+    assert_int_equal(take_number(&head), 0);
+    assert_int_equal(take_number(&head), 1);
+    assert_int_equal(take_number(&head), 2);
+    assert_true(list_empty(&head));
+}
+
 static void test_list_remove_from_each_place(void **state)
 {
     (void)state;
@@ -80,6 +98,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_list_is_first_in_first_out),
+        cmocka_unit_test(test_list_prepend_comes_first),
         cmocka_unit_test(test_list_remove_from_each_place),
         cmocka_unit_test(test_list_node_off_the_list_may_be_removed_and_added_again),
     };
