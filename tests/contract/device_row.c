@@ -11,8 +11,6 @@
 #include "closer.h"
 #include "device_fault.h"
 
-/* Polls without a completion after which a call is taken for lost: each does up to about 1 ms of work. */
-#define POLLS_MAX 100000
 #define CLOSE_MS 10000
 
 static const struct {
@@ -22,8 +20,6 @@ static const struct {
     {"host", &device_host_ops},
     {"fault over host", &device_fault_ops},
 };
-
-struct row row;
 
 int row_setup(void **state)
 {
@@ -79,49 +75,6 @@ struct memory_request client_request(const struct client_memory *client)
     request.limit_bytes = UINT64_MAX;
     assert_true(request.fds[0] >= 0);
     return request;
-}
-
-struct imported row_memory_new(size_t size)
-{
-    struct imported made = {.client = client_memory_new(size, F_SEAL_SHRINK)};
-    struct memory_request request = client_request(&made.client);
-    struct error err;
-    if (row.ops->mem_import(row.device, &request, &made.memory, &made.info, &err) != MLACAT_OK) {
-        fail_msg("import refused: %s", err.message);
-    }
-    return made;
-}
-
-void row_memory_free(struct imported *memory)
-{
-    row.ops->mem_release(row.device, memory->memory);
-    client_memory_free(&memory->client);
-}
-
-void row_poll_all(struct device_completion *done, int nr)
-{
-    struct error err;
-    int have = 0;
-    for (int polls = 0; have < nr && polls < POLLS_MAX; polls++) {
-        int got = row.ops->poll(row.stream, done + have, nr - have, &err);
-        if (got < 0) {
-            fail_msg("device lost: %s", err.message);
-        }
-        have += got;
-    }
-    assert_int_equal(have, nr);
-}
-
-struct device_completion row_run(const struct device_call *call)
-{
-    struct device_completion done;
-    struct device_completion more;
-    struct error err;
-    assert_int_equal(row.ops->submit(row.stream, call, &err), DEVICE_OK);
-    row_poll_all(&done, 1);
-    assert_int_equal(row.ops->poll(row.stream, &more, 1, &err), 0);
-    assert_ptr_equal(done.cookie, call->cookie);
-    return done;
 }
 
 int open_fds(void)

@@ -40,6 +40,7 @@ struct row {
     struct device *device;
     struct device_info info;
     struct device_stream *stream;
+    int polls_max;      /* that row_poll_all makes before it gives up */
     bool works_in_poll; /* a call of some size is not done at the first poll */
 };
 

@@ -18,8 +18,6 @@
 #define POLL_PAUSE_NS 20000
 #define POLLS_MAX 500000
 
-struct row row;
-
 enum mlacat_status __wrap_jit_load(const struct jit_options *options,
                                    enum mlacat_status (*load)(void *owner, const struct jit_image *image,
                                                               struct error *err),
@@ -89,23 +87,6 @@ struct memory_request client_request(const struct client_memory *client)
     return request;
 }
 
-struct imported row_memory_new(size_t size)
-{
-    struct imported made = {.client = client_memory_new(size, 0)};
-    struct memory_request request = client_request(&made.client);
-    struct error err;
-    if (row.ops->mem_import(row.device, &request, &made.memory, &made.info, &err) != MLACAT_OK) {
-        fail_msg("import refused: %s", err.message);
-    }
-    return made;
-}
-
-void row_memory_free(struct imported *memory)
-{
-    row.ops->mem_release(row.device, memory->memory);
-    client_memory_free(&memory->client);
-}
-
 /* The tests count polls, of which a device that works elsewhere would see far too many. */
 static int poll_with_pause(struct device_stream *stream, struct device_completion *done, int max, struct error *err)
 {
@@ -117,32 +98,6 @@ static int poll_with_pause(struct device_stream *stream, struct device_completio
     return nr;
 }
 
-void row_poll_all(struct device_completion *done, int nr)
-{
-    struct error err;
-    int have = 0;
-    for (int polls = 0; have < nr && polls < POLLS_MAX; polls++) {
-        int got = row.ops->poll(row.stream, done + have, nr - have, &err);
-        if (got < 0) {
-            fail_msg("device lost: %s", err.message);
-        }
-        have += got;
-    }
-    assert_int_equal(have, nr);
-}
-
-struct device_completion row_run(const struct device_call *call)
-{
-    struct device_completion done;
-    struct device_completion more;
-    struct error err;
-    assert_int_equal(row.ops->submit(row.stream, call, &err), DEVICE_OK);
-    row_poll_all(&done, 1);
-    assert_int_equal(row.ops->poll(row.stream, &more, 1, &err), 0);
-    assert_ptr_equal(done.cookie, call->cookie);
-    return done;
-}
-
 int row_run_tests(const char *group, const struct CMUnitTest *tests, size_t nr)
 {
     static struct device_ops paused;
@@ -151,6 +106,7 @@ int row_run_tests(const char *group, const struct CMUnitTest *tests, size_t nr)
     paused.poll = poll_with_pause;
     row.name = "cuda over the fake driver";
     row.ops = &paused;
+    row.polls_max = POLLS_MAX;
     snprintf(name, sizeof(name), "%s (%s)", group, row.name);
     return _cmocka_run_group_tests(name, tests, nr, NULL, NULL);
 }
