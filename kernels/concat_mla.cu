@@ -13,10 +13,11 @@
  * No operand is NULL but b with b_bytes == 0 (concat_mla_launch.c makes other calls so). No byte that is read is
  * written by the same launch, so inputs may go through the read-only path.
  *
- * Kernels: concat_mla_V for a vector of V bytes, and concat_mla_16_A_B with the widths A and B known to the compiler,
- * for each WIDTHS(A, B) in the option -DCONCAT_MLA_WIDTHS=WIDTHS(256,128)WIDTHS(128,64).
+ * Kernels: concat_mla_V copies one call, or a piece of it, with vectors of V bytes; concat_mla_many copies up to
+ * CONCAT_MLA_MANY_CALLS whole calls, each with the vector that its range names, and none of them in two pieces.
  *
- * Thread map. Two of them; a unit is what the range counts.
+ * Thread map. Two of them; a unit is what the range counts, a block the call's own: of concat_mla_many's grid each call
+ * has a stretch.
  *   flat, 16 and 8 bytes: a unit is one vector of the output, in order of rows and, within a row, of addresses. Block k
  *       copies units [k * T * U, (k + 1) * T * U), its thread t units t, t + T, ... So neighbours read and write
  *       neighbouring vectors whatever the widths are, and no lane idles at the end of a row.
@@ -32,10 +33,6 @@
 #define FLAT_THREADS 128
 #define WINDOW_THREADS 256
 #define WARP_THREADS 32
-
-#ifndef CONCAT_MLA_WIDTHS
-#define CONCAT_MLA_WIDTHS
-#endif
 
 typedef unsigned long long u64;
 
@@ -88,24 +85,22 @@ static __device__ __forceinline__ P *at_row(P *base, struct row row, long long s
 #define CONST_ROW_OF(x) \
     (const V *)at_row((const unsigned char *)args.x, row, args.x##_stride0, args.x##_stride1, args.dim1)
 
-/* A and B: the widths in bytes, or both 0 where the arguments tell them. */
-template <typename V, unsigned A, unsigned B>
+template <typename V, unsigned THREADS>
 static __device__ __forceinline__ void copy_flat(const struct concat_mla_args &args,
-                                                 const struct concat_mla_range &range)
+                                                 const struct concat_mla_range &range, unsigned block)
 {
-    static_assert(A % sizeof(V) == 0 && B % sizeof(V) == 0, "widths are multiples of the vector");
     const unsigned nr = vectors_of<V>::nr;
-    const unsigned a_vectors = A + B ? A / sizeof(V) : (unsigned)(args.a_bytes / sizeof(V));
-    const unsigned row_vectors = A + B ? (A + B) / sizeof(V) : (unsigned)((args.a_bytes + args.b_bytes) / sizeof(V));
-    const unsigned first = blockIdx.x * (FLAT_THREADS * nr) + threadIdx.x;
+    const unsigned a_vectors = (unsigned)(args.a_bytes / sizeof(V));
+    const unsigned row_vectors = (unsigned)((args.a_bytes + args.b_bytes) / sizeof(V));
+    const unsigned first = block * (THREADS * nr) + threadIdx.x;
     V value[nr];
     V *to[nr];
 #pragma unroll
     for (unsigned u = 0; u < nr; u++) {
-        const unsigned x = first + u * FLAT_THREADS;
+        const unsigned x = first + u * THREADS;
         to[u] = nullptr;
         if (x < range.units) {
-            const unsigned q = A + B ? x / row_vectors : divide(x, range.row_multiplier, range.row_shift);
+            const unsigned q = divide(x, range.row_multiplier, range.row_shift);
             const unsigned c = x - q * row_vectors;
             const struct row row = find_row(q, args, range);
             to[u] = ROW_OF(out) + c;
@@ -120,15 +115,15 @@ static __device__ __forceinline__ void copy_flat(const struct concat_mla_args &a
     }
 }
 
-template <typename V>
+template <typename V, unsigned THREADS>
 static __device__ __forceinline__ void copy_window(const struct concat_mla_args &args,
-                                                   const struct concat_mla_range &range)
+                                                   const struct concat_mla_range &range, unsigned block)
 {
     const unsigned nr = vectors_of<V>::nr;
     const unsigned a_vectors = (unsigned)(args.a_bytes / sizeof(V));
     const unsigned row_vectors = (unsigned)((args.a_bytes + args.b_bytes) / sizeof(V));
     const unsigned row_windows = (row_vectors + WARP_THREADS * nr - 1) / (WARP_THREADS * nr);
-    const unsigned x = blockIdx.x * (WINDOW_THREADS / WARP_THREADS) + threadIdx.x / WARP_THREADS;
+    const unsigned x = block * (THREADS / WARP_THREADS) + threadIdx.x / WARP_THREADS;
     if (x >= range.units) {
         return;
     }
@@ -155,17 +150,49 @@ static __device__ __forceinline__ void copy_window(const struct concat_mla_args 
     }
 }
 
-#define KERNEL(name, threads, body)                                                                                   \
+#define KERNEL(name, body, vector, threads)                                                                           \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ struct concat_mla_args args,   \
                                                                const __grid_constant__ struct concat_mla_range range) \
     {                                                                                                                 \
-        body(args, range);                                                                                            \
+        body<vector, threads>(args, range, blockIdx.x);                                                               \
     }
-#define WIDTHS(a, b) KERNEL(concat_mla_16_##a##_##b, FLAT_THREADS, (copy_flat<uint4, a, b>))
 
-KERNEL(concat_mla_16, FLAT_THREADS, (copy_flat<uint4, 0, 0>))
-KERNEL(concat_mla_8, FLAT_THREADS, (copy_flat<uint2, 0, 0>))
-KERNEL(concat_mla_4, WINDOW_THREADS, copy_window<unsigned>)
-KERNEL(concat_mla_2, WINDOW_THREADS, copy_window<unsigned short>)
-KERNEL(concat_mla_1, WINDOW_THREADS, copy_window<unsigned char>)
-CONCAT_MLA_WIDTHS
+KERNEL(concat_mla_16, copy_flat, uint4, FLAT_THREADS)
+KERNEL(concat_mla_8, copy_flat, uint2, FLAT_THREADS)
+KERNEL(concat_mla_4, copy_window, unsigned, WINDOW_THREADS)
+KERNEL(concat_mla_2, copy_window, unsigned short, WINDOW_THREADS)
+KERNEL(concat_mla_1, copy_window, unsigned char, WINDOW_THREADS)
+
+/* The last call that begins at or before this block: five steps, the same for the whole block. */
+static __device__ __forceinline__ unsigned find_call(const struct concat_mla_many_args &many)
+{
+    unsigned call = 0;
+#pragma unroll
+    for (unsigned step = CONCAT_MLA_MANY_CALLS / 2; step > 0; step /= 2) {
+        if (many.first_block[call + step] <= blockIdx.x) {
+            call += step;
+        }
+    }
+    return call;
+}
+
+extern "C" __global__ void __launch_bounds__(CONCAT_MLA_MANY_THREADS)
+    concat_mla_many(const __grid_constant__ struct concat_mla_many_args many)
+{
+    const unsigned call = find_call(many);
+    const unsigned block = blockIdx.x - many.first_block[call];
+    const struct concat_mla_args &args = many.args[call];
+    const struct concat_mla_range &range = many.range[call];
+    switch (range.vector_bytes) {
+    case 16:
+        return copy_flat<uint4, CONCAT_MLA_MANY_THREADS>(args, range, block);
+    case 8:
+        return copy_flat<uint2, CONCAT_MLA_MANY_THREADS>(args, range, block);
+    case 4:
+        return copy_window<unsigned, CONCAT_MLA_MANY_THREADS>(args, range, block);
+    case 2:
+        return copy_window<unsigned short, CONCAT_MLA_MANY_THREADS>(args, range, block);
+    case 1:
+        return copy_window<unsigned char, CONCAT_MLA_MANY_THREADS>(args, range, block);
+    }
+}

@@ -44,15 +44,32 @@ struct concat_mla_range {
     unsigned dim1_multiplier; /* 0: all rows have i = first_i */
     unsigned char row_shift;
     unsigned char dim1_shift;
-    unsigned char reserved[2];
+    unsigned char vector_bytes; /* 16, 8, 4, 2 or 1 */
+    unsigned char reserved;
+};
+
+/*
+ * Many calls for one launch, by value. Call k has the blocks from first_block[k] up to first_block[k + 1], the last one
+ * up to the end of the grid; in the unused rest first_block is UINT_MAX, and nothing else of it is read. A zeroed one
+ * copies nothing. 4096 bytes is what a kernel may be given.
+ */
+#define CONCAT_MLA_MANY_CALLS 32 /* a power of two */
+#define CONCAT_MLA_MANY_THREADS 128
+
+struct concat_mla_many_args {
+    struct concat_mla_args args[CONCAT_MLA_MANY_CALLS];
+    struct concat_mla_range range[CONCAT_MLA_MANY_CALLS];
+    unsigned first_block[CONCAT_MLA_MANY_CALLS];
 };
 
 #ifdef __cplusplus
 static_assert(sizeof(struct concat_mla_args) == 104, "the host and the device compiler agree on the layout");
 static_assert(sizeof(struct concat_mla_range) == 20, "the host and the device compiler agree on the layout");
+static_assert(sizeof(struct concat_mla_many_args) == 4096, "what a kernel may be given");
 #else
 _Static_assert(sizeof(struct concat_mla_args) == 104, "the host and the device compiler agree on the layout");
 _Static_assert(sizeof(struct concat_mla_range) == 20, "the host and the device compiler agree on the layout");
+_Static_assert(sizeof(struct concat_mla_many_args) == 4096, "what a kernel may be given");
 #endif
 
 #endif

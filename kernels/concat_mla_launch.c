@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "concat_mla_launch.h"
 
-#include <assert.h>
+#include <limits.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -19,36 +19,9 @@
 #define ROW_COST_BYTES 128
 #define WINDOW_COST_BYTES 512
 
-static const struct concat_mla_widths start_set[] = {
-    {256, 128},  {384, 128}, {128, 128}, {128, 64}, /* K 128+64, 192+64, 64+64, 64+32 of 2 bytes */
-    {192, 64},   {64, 64},   {64, 32},              /* the same of 1 byte; 128+64 is there already */
-    {1024, 128}, {512, 128}, {512, 64},             /* Q 512+64, 256+64, 256+32 of 2 bytes */
-    {256, 64},   {256, 32},                         /* the same of 1 byte; 512+64 is there already */
-};
-
-const struct concat_mla_widths *concat_mla_start_set(unsigned *nr)
-{
-    *nr = sizeof(start_set) / sizeof(start_set[0]);
-    return start_set;
-}
-
-void concat_mla_widths_option(const struct concat_mla_widths *widths, unsigned nr, char *option, unsigned long size)
-{
-    assert(size >= (nr + 1ul) * CONCAT_MLA_WIDTHS_OPTION_BYTES);
-    int at = snprintf(option, size, "-DCONCAT_MLA_WIDTHS=");
-    for (unsigned i = 0; i < nr; i++) {
-        at += snprintf(option + at, size - (size_t)at, "WIDTHS(%u,%u)", widths[i].a_bytes, widths[i].b_bytes);
-    }
-}
-
-void concat_mla_generic_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES])
+void concat_mla_kernel_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES])
 {
     snprintf(name, CONCAT_MLA_NAME_BYTES, "concat_mla_%u", vector_bytes);
-}
-
-void concat_mla_widths_name(const struct concat_mla_widths *widths, char name[CONCAT_MLA_NAME_BYTES])
-{
-    snprintf(name, CONCAT_MLA_NAME_BYTES, "concat_mla_16_%u_%u", widths->a_bytes, widths->b_bytes);
 }
 
 static unsigned long long divide_up(unsigned long long n, unsigned long long d)
@@ -110,17 +83,20 @@ static void drop_absent(struct concat_mla_args *args)
     }
 }
 
+/* Of each byte of the output as much is read; the rest of the millisecond is for what falls short of the best. */
+static unsigned long long launch_bytes_of(unsigned long long bytes_per_ms)
+{
+    unsigned long long bytes = bytes_per_ms / 8 * 3 / 16 * 16;
+    return bytes < 1 << 16 ? 1 << 16 : bytes;
+}
+
 void concat_mla_plan_init(struct concat_mla_plan *plan, const struct concat_mla_args *args,
                           unsigned long long bytes_per_ms)
 {
     plan->args = *args;
     drop_absent(&plan->args);
     plan->vector_bytes = choose_vector(&plan->args);
-    /* Of each byte of the output as much is read; the rest of the millisecond is for what falls short of the best. */
-    plan->launch_bytes = bytes_per_ms / 8 * 3 / 16 * 16;
-    if (plan->launch_bytes < 1 << 16) {
-        plan->launch_bytes = 1 << 16;
-    }
+    plan->launch_bytes = launch_bytes_of(bytes_per_ms);
     plan->column = 0;
     plan->row = 0;
 }
@@ -176,21 +152,31 @@ static void advance(struct concat_mla_args *args, unsigned long long i, unsigned
     args->b = args->b ? (const unsigned char *)args->b + (long long)b : NULL;
 }
 
+/* What a row takes of a launch's time, in bytes of a large call. */
+static unsigned long long row_cost(unsigned vector_bytes, unsigned long long row_bytes, unsigned long long row_units)
+{
+    if (!is_flat(vector_bytes)) {
+        return row_units * WINDOW_COST_BYTES;
+    }
+    return row_bytes < ROW_COST_BYTES ? ROW_COST_BYTES : row_bytes;
+}
+
 /* How many of the rows that are left go into the next launch: launches of one size, not a last one with the rest. */
 static unsigned long long choose_rows(const struct concat_mla_plan *plan, unsigned long long left,
                                       unsigned long long row_bytes, unsigned long long row_units)
 {
-    unsigned long long cost = row_bytes;
-    if (!is_flat(plan->vector_bytes)) {
-        cost = row_units * WINDOW_COST_BYTES;
-    } else if (cost < ROW_COST_BYTES) {
-        cost = ROW_COST_BYTES;
-    }
+    unsigned long long cost = row_cost(plan->vector_bytes, row_bytes, row_units);
     unsigned long long most = smaller(plan->launch_bytes / cost, smaller(UNITS_MAX / row_units, ROWS_MAX));
     if (most == 0) {
         most = 1;
     }
     return divide_up(left, divide_up(left, most));
+}
+
+static unsigned blocks_of(const struct concat_mla_range *range, unsigned threads)
+{
+    unsigned vector = range->vector_bytes;
+    return (unsigned)divide_up(range->units, is_flat(vector) ? threads * vectors_of(vector) : threads / WARP_THREADS);
 }
 
 int concat_mla_plan_next(struct concat_mla_plan *plan, struct concat_mla_launch *launch)
@@ -208,7 +194,7 @@ int concat_mla_plan_next(struct concat_mla_plan *plan, struct concat_mla_launch 
     unsigned long long j = plan->row % args->dim1;
     unsigned long long rows = choose_rows(plan, total - plan->row, row_bytes, row_units);
 
-    *range = (struct concat_mla_range){.first_j = 0};
+    *range = (struct concat_mla_range){.vector_bytes = (unsigned char)plan->vector_bytes};
     if (args->dim1 > ROWS_MAX) {
         rows = smaller(rows, args->dim1 - j);
     } else {
@@ -219,15 +205,57 @@ int concat_mla_plan_next(struct concat_mla_plan *plan, struct concat_mla_launch 
     range->units = (unsigned)(rows * row_units);
     advance(args, i, j);
 
-    launch->vector_bytes = plan->vector_bytes;
     launch->block = is_flat(plan->vector_bytes) ? FLAT_THREADS : WINDOW_THREADS;
-    launch->grid =
-        (unsigned)divide_up(range->units, is_flat(plan->vector_bytes) ? FLAT_THREADS * vectors_of(plan->vector_bytes)
-                                                                      : WINDOW_THREADS / WARP_THREADS);
+    launch->grid = blocks_of(range, launch->block);
     plan->row += rows;
     if (plan->row == total) {
         plan->row = 0;
         plan->column += row_bytes;
     }
+    return 1;
+}
+
+void concat_mla_many_init(struct concat_mla_many *many, unsigned long long bytes_per_ms)
+{
+    many->calls_nr = 0;
+    many->grid = 0;
+    many->bytes_per_ms = bytes_per_ms;
+    many->bytes_left = launch_bytes_of(bytes_per_ms);
+    for (unsigned call = 1; call < CONCAT_MLA_MANY_CALLS; call++) {
+        many->args.first_block[call] = UINT_MAX;
+    }
+}
+
+/* In the measure of row_cost. */
+static unsigned long long launch_cost(const struct concat_mla_launch *launch)
+{
+    unsigned vector = launch->range.vector_bytes;
+    unsigned long long row_bytes = launch->args.a_bytes + launch->args.b_bytes;
+    unsigned long long row_units = divide_up(row_bytes, unit_bytes(vector));
+    return launch->range.units / row_units * row_cost(vector, row_bytes, row_units);
+}
+
+int concat_mla_many_add(struct concat_mla_many *many, const struct concat_mla_args *args)
+{
+    struct concat_mla_plan plan;
+    struct concat_mla_launch launch;
+    struct concat_mla_launch second;
+    if (many->calls_nr == CONCAT_MLA_MANY_CALLS) {
+        return 0;
+    }
+    concat_mla_plan_init(&plan, args, many->bytes_per_ms);
+    if (!concat_mla_plan_next(&plan, &launch)) {
+        return 1;
+    }
+    unsigned long long cost = launch_cost(&launch);
+    if (cost > many->bytes_left || concat_mla_plan_next(&plan, &second)) {
+        return 0;
+    }
+    many->args.args[many->calls_nr] = launch.args;
+    many->args.range[many->calls_nr] = launch.range;
+    many->args.first_block[many->calls_nr] = many->grid;
+    many->grid += blocks_of(&launch.range, CONCAT_MLA_MANY_THREADS);
+    many->bytes_left -= cost;
+    many->calls_nr++;
     return 1;
 }

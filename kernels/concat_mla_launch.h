@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * How a call becomes launches of the kernels in concat_mla.cu: the vector, the kernel's name, the grid, and the pieces
- * of a long call. Plain arithmetic; the device file launches.
+ * of a long call; and how many short calls become one launch. Plain arithmetic; the device file launches.
  *
  * Owns:     nothing.
- * Thread:   any; no state but the caller's plan.
+ * Thread:   any; no state but the caller's.
  * Lifetime: concat_mla_plan_init -> concat_mla_plan_next until it returns 0.
+ *           concat_mla_many_init -> concat_mla_many_add until it returns 0 or there are no more calls.
  * Errors:   none; the arguments were proven good (server/model/op.h).
  */
 #ifndef CONCAT_MLA_LAUNCH_H
@@ -13,32 +14,15 @@
 
 #include "concat_mla_args.h"
 
-#define CONCAT_MLA_NAME_BYTES 64
-#define CONCAT_MLA_WIDTHS_OPTION_BYTES 32 /* for each pair of widths, and once more for the option's name */
+#define CONCAT_MLA_NAME_BYTES 32
+#define CONCAT_MLA_MANY_NAME "concat_mla_many"
 
-/* Widths in bytes that a kernel is specialised for; both are multiples of 16. */
-struct concat_mla_widths {
-    unsigned a_bytes;
-    unsigned b_bytes;
-};
-
-/* Those that are compiled whatever the configuration says: DeepSeek's and its relatives' heads of 1 and 2 bytes. */
-const struct concat_mla_widths *concat_mla_start_set(unsigned *nr);
-
-/*
- * The compiler option that makes a module have these kernels beside the generic ones. `size` is at least (nr + 1) *
- * CONCAT_MLA_WIDTHS_OPTION_BYTES.
- */
-void concat_mla_widths_option(const struct concat_mla_widths *widths, unsigned nr, char *option, unsigned long size);
-
-/* The name of the generic kernel for a vector, or of the one for vectors of 16 and these widths. */
-void concat_mla_generic_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES]);
-void concat_mla_widths_name(const struct concat_mla_widths *widths, char name[CONCAT_MLA_NAME_BYTES]);
+/* The name of the kernel for a vector. */
+void concat_mla_kernel_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES]);
 
 struct concat_mla_launch {
     struct concat_mla_args args;
-    struct concat_mla_range range;
-    unsigned vector_bytes; /* 16: the kernel for args.a_bytes and args.b_bytes if there is one, else the generic one */
+    struct concat_mla_range range; /* its vector_bytes tells which kernel */
     unsigned grid;
     unsigned block;
 };
@@ -60,5 +44,23 @@ void concat_mla_plan_init(struct concat_mla_plan *plan, const struct concat_mla_
                           unsigned long long bytes_per_ms);
 /* Fills the next launch; 0 when there is none left. The launches of a call may run in any order and together. */
 int concat_mla_plan_next(struct concat_mla_plan *plan, struct concat_mla_launch *launch);
+
+/* One launch of concat_mla_many: `grid` blocks of CONCAT_MLA_MANY_THREADS, with `args`. */
+struct concat_mla_many {
+    struct concat_mla_many_args args;
+    unsigned grid;     /* 0: there is nothing to launch */
+    unsigned calls_nr; /* that have blocks */
+    unsigned long long bytes_per_ms;
+    unsigned long long bytes_left; /* until the launch would be too long */
+};
+
+/* `bytes_per_ms` as in concat_mla_plan_init: all calls of the launch together take no longer than that either. */
+void concat_mla_many_init(struct concat_mla_many *many, unsigned long long bytes_per_ms);
+/*
+ * 1: the call goes with the launch, or has nothing to copy. 0: it does not fit: launch what is there and begin again;
+ * a call that does not fit into an empty one is longer than a launch and needs a plan. The calls of a launch run in any
+ * order and together, so the caller adds none that touches another one's output.
+ */
+int concat_mla_many_add(struct concat_mla_many *many, const struct concat_mla_args *args);
 
 #endif

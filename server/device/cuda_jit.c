@@ -6,15 +6,12 @@
 #include <string.h>
 
 #include "clock.h"
+#include "concat_mla_text.h"
 #include "jit_cache.h"
 #include "jit_compile.h"
-#include "jit_embedded.h"
 #include "log.h"
 
-#define KEY_FORMAT 1 /* counts up when an entry of the same text means something else */
-#define VECTOR_BYTES 16
-#define ROW_BYTES_MAX ((uint32_t)1 << 20)
-#define WIDTHS_OPTION_BYTES ((JIT_GEOMETRIES_MAX + 1) * CONCAT_MLA_WIDTHS_OPTION_BYTES)
+#define KEY_FORMAT 1          /* counts up when an entry of the same text means something else */
 #define PTX_ARCH "compute_75" /* CMakeLists.txt builds it */
 /* NVRTC's own cache, which would start the CUDA driver, came with 12.9, and the option to leave it alone too. */
 #define NVRTC_WITH_CACHE 12090
@@ -29,7 +26,6 @@ struct attempt {
     struct jit_compiler compiler;
     bool nvrtc; /* the compiler is there and knows an architecture that will do */
     char arch_option[sizeof("--gpu-architecture=") + JIT_ARCH_BYTES];
-    char widths_option[WIDTHS_OPTION_BYTES];
     struct jit_text text;
     struct jit_cache_key key;
     struct error cache_error; /* why the last image of each source was no good */
@@ -37,41 +33,6 @@ struct attempt {
     struct error build_error;
     struct error device_error; /* why no image can be loaded at all */
 };
-
-static bool is_compilable(const struct concat_mla_widths *geometry)
-{
-    return geometry->a_bytes % VECTOR_BYTES == 0 && geometry->b_bytes % VECTOR_BYTES == 0 &&
-           geometry->a_bytes <= ROW_BYTES_MAX && geometry->b_bytes <= ROW_BYTES_MAX &&
-           geometry->a_bytes + geometry->b_bytes > 0;
-}
-
-static uint32_t add_geometry(struct concat_mla_widths *list, uint32_t list_nr, const struct concat_mla_widths *geometry)
-{
-    for (uint32_t i = 0; i < list_nr; i++) {
-        if (list[i].a_bytes == geometry->a_bytes && list[i].b_bytes == geometry->b_bytes) {
-            return list_nr;
-        }
-    }
-    if (list_nr == JIT_GEOMETRIES_MAX || !is_compilable(geometry)) {
-        return list_nr;
-    }
-    list[list_nr] = *geometry;
-    return list_nr + 1;
-}
-
-uint32_t jit_geometries(const struct jit_options *options, struct concat_mla_widths list[JIT_GEOMETRIES_MAX])
-{
-    uint32_t list_nr = 0;
-    unsigned start_nr;
-    const struct concat_mla_widths *start = concat_mla_start_set(&start_nr);
-    for (unsigned i = 0; i < start_nr; i++) {
-        list_nr = add_geometry(list, list_nr, &start[i]);
-    }
-    for (uint32_t i = 0; i < options->geometries_nr; i++) {
-        list_nr = add_geometry(list, list_nr, &options->geometries[i]);
-    }
-    return list_nr;
-}
 
 const char *jit_source_name(enum jit_source source)
 {
@@ -103,30 +64,17 @@ static void choose_arch(struct attempt *attempt)
     }
 }
 
-static void write_widths_option(struct attempt *attempt)
-{
-    struct concat_mla_widths list[JIT_GEOMETRIES_MAX];
-    struct jit_options options = *attempt->options;
-    if (!attempt->nvrtc) {
-        options.geometries_nr = 0; /* nobody could compile more than a seeded cache has */
-    }
-    uint32_t list_nr = jit_geometries(&options, list);
-    concat_mla_widths_option(list, list_nr, attempt->widths_option, sizeof(attempt->widths_option));
-}
-
 static void write_text(struct attempt *attempt)
 {
     struct jit_text *text = &attempt->text;
     snprintf(attempt->arch_option, sizeof(attempt->arch_option), "--gpu-architecture=%s", attempt->report->arch);
-    write_widths_option(attempt);
     *text = (struct jit_text){
         .source_name = "concat_mla.cu",
-        .source = jit_embedded_source,
+        .source = concat_mla_text_source,
         .header_name = "concat_mla_args.h",
-        .header = jit_embedded_header,
-        .options = {attempt->arch_option, attempt->widths_option, "--std=c++17", "--modify-stack-limit=false",
-                    "--no-cache"},
-        .options_nr = 5,
+        .header = concat_mla_text_header,
+        .options = {attempt->arch_option, "--std=c++17", "--modify-stack-limit=false", "--no-cache"},
+        .options_nr = 4,
     };
 }
 
@@ -225,8 +173,10 @@ static bool try_nvrtc(struct attempt *attempt)
 
 static bool try_build(struct attempt *attempt)
 {
-    struct jit_image image = {
-        .bytes = jit_embedded_ptx, .bytes_nr = strlen(jit_embedded_ptx) + 1, .ptx = true, .source = JIT_FROM_BUILD};
+    struct jit_image image = {.bytes = concat_mla_text_ptx,
+                              .bytes_nr = strlen(concat_mla_text_ptx) + 1,
+                              .ptx = true,
+                              .source = JIT_FROM_BUILD};
     if (image.bytes_nr == 1) {
         error_set(&attempt->build_error, MLACAT_NOT_FOUND, "none: this binary was built without nvcc");
         return false;

@@ -17,13 +17,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "concat_mla_launch.h"
 #include "status.h"
 
 /* argv[1] of the helper: the same binary, run again. main() asks jit_is_helper first of all. */
 #define JIT_HELPER_ARGUMENT "--jit-helper"
 
-#define JIT_GEOMETRIES_MAX 64
 #define JIT_ARCH_BYTES 16
 #define JIT_PATH_BYTES 512
 #define JIT_LIMIT_MS 20000
@@ -41,8 +39,6 @@ struct jit_image {
 struct jit_options {
     int major;
     int minor;
-    const struct concat_mla_widths *geometries; /* beside concat_mla_start_set */
-    uint32_t geometries_nr;
     const char *cache_folder; /* NULL: $CACHE_DIRECTORY, $XDG_CACHE_HOME/mlacat or $HOME/.cache/mlacat; "": none */
     const char *nvrtc;        /* path of libnvrtc; NULL: the system's, 13 before 12 */
     uint32_t limit_ms;        /* for the helper; 0: JIT_LIMIT_MS */
@@ -69,13 +65,6 @@ struct jit_report {
 enum mlacat_status jit_load(const struct jit_options *options,
                             enum mlacat_status (*load)(void *owner, const struct jit_image *image, struct error *err),
                             void *owner, struct jit_report *report, struct error *err);
-
-/*
- * The geometries that jit_load compiles for: the start set, then those of the options, each once; those that no kernel
- * can be compiled for, and more than JIT_GEOMETRIES_MAX, are left out. Returns their number. The built-in PTX has the
- * kernels of the start set only, so a function may be missing from a loaded image.
- */
-uint32_t jit_geometries(const struct jit_options *options, struct concat_mla_widths list[JIT_GEOMETRIES_MAX]);
 
 /* "cache", "nvrtc", "build" */
 const char *jit_source_name(enum jit_source source);

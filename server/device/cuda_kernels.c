@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cuda_kernels.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "cuda_device.h"
@@ -22,43 +21,30 @@ static void unload(struct cuda_kernels *kernels, struct device *device)
     kernels->module = NULL;
 }
 
-static enum mlacat_status find_generic(struct cuda_kernels *kernels, struct device *device, struct error *err)
+static enum mlacat_status find(struct device *device, struct cuda_module *module, const char *name,
+                               struct cuda_function **function, struct error *err)
+{
+    int result = device->cuda->cuModuleGetFunction(function, module, name);
+    return result == CUDA_RESULT_OK
+               ? MLACAT_OK
+               : cuda_device_fail(device, err, result, "cuModuleGetFunction", "the kernel %s", name);
+}
+
+static enum mlacat_status find_all(struct cuda_kernels *kernels, struct device *device, struct error *err)
 {
     char name[CONCAT_MLA_NAME_BYTES];
     for (unsigned i = 0; i < CUDA_VECTORS_NR; i++) {
-        concat_mla_generic_name(1u << i, name);
-        int result = device->cuda->cuModuleGetFunction(&kernels->generic[i], kernels->module, name);
-        if (result != CUDA_RESULT_OK) {
-            return cuda_device_fail(device, err, result, "cuModuleGetFunction", "the kernel %s", name);
+        concat_mla_kernel_name(1u << i, name);
+        if (find(device, kernels->module, name, &kernels->vector[i], err) != MLACAT_OK) {
+            return err->code;
         }
     }
-    return MLACAT_OK;
-}
-
-/* Those of the start set that the module has; the generic ones do for the rest. */
-static void find_widths(struct cuda_kernels *kernels, struct device *device)
-{
-    char name[CONCAT_MLA_NAME_BYTES];
-    unsigned widths_nr;
-    const struct concat_mla_widths *widths = concat_mla_start_set(&widths_nr);
-    kernels->widths_nr = 0;
-    for (unsigned i = 0; i < widths_nr && kernels->widths_nr < JIT_GEOMETRIES_MAX; i++) {
-        struct cuda_widths_kernel *kernel = &kernels->widths[kernels->widths_nr];
-        concat_mla_widths_name(&widths[i], name);
-        if (device->cuda->cuModuleGetFunction(&kernel->function, kernels->module, name) == CUDA_RESULT_OK) {
-            kernel->a_bytes = widths[i].a_bytes;
-            kernel->b_bytes = widths[i].b_bytes;
-            kernels->widths_nr++;
-        }
-    }
+    return find(device, kernels->module, CONCAT_MLA_MANY_NAME, &kernels->many, err);
 }
 
 static enum mlacat_status launch_empty(struct device *device, struct cuda_stream *stream,
-                                       struct cuda_function *function, struct error *err)
+                                       struct cuda_function *function, void **parameters, struct error *err)
 {
-    struct concat_mla_args args = {.dim0 = 1, .dim1 = 1};
-    struct concat_mla_range range = {.units = 0};
-    void *parameters[] = {&args, &range};
     int result = device->cuda->cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, stream, parameters, NULL);
     return result == CUDA_RESULT_OK
                ? MLACAT_OK
@@ -69,15 +55,16 @@ static enum mlacat_status launch_empty(struct device *device, struct cuda_stream
 static enum mlacat_status launch_all(struct cuda_kernels *kernels, struct device *device, struct cuda_stream *stream,
                                      struct error *err)
 {
+    struct concat_mla_args args = {.dim0 = 1, .dim1 = 1};
+    struct concat_mla_range range = {.units = 0};
+    struct concat_mla_many_args many = {.first_block = {0}};
     for (unsigned i = 0; i < CUDA_VECTORS_NR; i++) {
-        if (launch_empty(device, stream, kernels->generic[i], err) != MLACAT_OK) {
+        if (launch_empty(device, stream, kernels->vector[i], (void *[]){&args, &range}, err) != MLACAT_OK) {
             return err->code;
         }
     }
-    for (uint32_t i = 0; i < kernels->widths_nr; i++) {
-        if (launch_empty(device, stream, kernels->widths[i].function, err) != MLACAT_OK) {
-            return err->code;
-        }
+    if (launch_empty(device, stream, kernels->many, (void *[]){&many}, err) != MLACAT_OK) {
+        return err->code;
     }
     int result = device->cuda->cuStreamSynchronize(stream);
     return result == CUDA_RESULT_OK
@@ -108,11 +95,10 @@ static enum mlacat_status load_image(void *owner, const struct jit_image *image,
         return cuda_device_fail(device, err, result, "cuModuleLoadDataEx", "the kernels (%s)",
                                 jit_source_name(image->source));
     }
-    if (find_generic(kernels, device, err) != MLACAT_OK) {
+    if (find_all(kernels, device, err) != MLACAT_OK) {
         unload(kernels, device);
         return err->code;
     }
-    find_widths(kernels, device);
     if (warm_up(kernels, device, err) != MLACAT_OK) {
         unload(kernels, device);
         return err->code;
@@ -148,13 +134,5 @@ void cuda_kernels_close(struct cuda_kernels *kernels, struct device *device)
 
 struct cuda_function *cuda_kernels_find(const struct cuda_kernels *kernels, const struct concat_mla_launch *launch)
 {
-    if (launch->vector_bytes == 16) {
-        for (uint32_t i = 0; i < kernels->widths_nr; i++) {
-            const struct cuda_widths_kernel *kernel = &kernels->widths[i];
-            if (kernel->a_bytes == launch->args.a_bytes && kernel->b_bytes == launch->args.b_bytes) {
-                return kernel->function;
-            }
-        }
-    }
-    return kernels->generic[__builtin_ctz(launch->vector_bytes)];
+    return kernels->vector[__builtin_ctz(launch->range.vector_bytes)];
 }

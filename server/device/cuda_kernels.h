@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The kernels of one device, loaded: the generic one for each vector, and those that were compiled for their widths.
+ * The kernels of one device, loaded: one for each vector, and the one for many calls.
  *
  * Owns:     the module.
  * Thread:   cuda_kernels_open, cuda_kernels_close: as the device's open and close. cuda_kernels_find: any worker.
@@ -9,8 +9,6 @@
  */
 #ifndef MLACAT_DEVICE_CUDA_KERNELS_H
 #define MLACAT_DEVICE_CUDA_KERNELS_H
-
-#include <stdint.h>
 
 #include "concat_mla_launch.h"
 #include "cuda_api.h"
@@ -21,17 +19,10 @@
 
 struct device;
 
-struct cuda_widths_kernel {
-    uint64_t a_bytes;
-    uint64_t b_bytes;
-    struct cuda_function *function;
-};
-
 struct cuda_kernels {
     struct cuda_module *module;
-    struct cuda_function *generic[CUDA_VECTORS_NR]; /* by the logarithm of the vector's bytes */
-    struct cuda_widths_kernel widths[JIT_GEOMETRIES_MAX];
-    uint32_t widths_nr;
+    struct cuda_function *vector[CUDA_VECTORS_NR]; /* by the logarithm of its bytes */
+    struct cuda_function *many;                    /* takes a struct concat_mla_many_args */
     struct jit_report report;
 };
 

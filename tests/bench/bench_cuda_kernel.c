@@ -3,7 +3,8 @@
  * The GPU kernels against the driver's device-to-device copy of the same bytes, in one process: 64 calls in one stream
  * against 64 copies, in turns, median of the pairs. A byte counts once when it is read and once when it is written (a
  * broadcast row is read once); a copy of half as many bytes moves the same number. Buffers take turns so that no call
- * finds its operands in the cache; data are random; every output is checked before its row is printed.
+ * finds its operands in the cache; data are random; every output is checked before its row is printed. Then many small
+ * calls, in launches of one and of many (bench_cuda_many.h).
  *
  *     bench_cuda_kernel [root of the source tree] [pairs]        default . and 9
  *
@@ -14,11 +15,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "bench_cuda_many.h"
 #include "gpu.h"
 #include "module.h"
 
 #define CALLS 64
-#define PAIRS_MAX 99
 #define SETS_MAX 64
 #define ROTATE_BYTES ((uint64_t)1 << 30) /* over all sets at least; many times the largest cache */
 #define ALIGN_BYTES 256
@@ -28,34 +29,31 @@ struct bench_case {
     uint64_t dim[2];
     uint64_t width[2];
     bool broadcast;
-    bool generic;    /* not the kernel for these widths */
     uint64_t out_at; /* address of the output beyond a multiple of 256 */
 };
 
 static const struct bench_case cases[] = {
-    {"K bf16 H=128 128+64 N=128", {128, 128}, {256, 128}, true, false, 0},
-    {"K bf16 H=128 128+64 N=512", {512, 128}, {256, 128}, true, false, 0},
-    {"K bf16 H=128 128+64 N=2048", {2048, 128}, {256, 128}, true, false, 0},
-    {"K bf16 H=128 128+64 N=8192", {8192, 128}, {256, 128}, true, false, 0},
-    {"K bf16 H=128 128+64 N=32768", {32768, 128}, {256, 128}, true, false, 0},
-    {"K bf16 H=16 128+64 N=65536", {65536, 16}, {256, 128}, true, false, 0},
-    {"K bf16 H=12 128+64 N=87381", {87381, 12}, {256, 128}, true, false, 0},
-    {"K bf16 H=8 128+64 N=131072", {131072, 8}, {256, 128}, true, false, 0},
-    {"K fp8 H=128 128+64 N=8192", {8192, 128}, {128, 64}, true, false, 0},
-    {"K fp8 H=128 128+64 N=32768", {32768, 128}, {128, 64}, true, false, 0},
-    {"K bf16 H=128 192+64 N=8192", {8192, 128}, {384, 128}, true, false, 0},
-    {"K bf16 H=128 64+64 N=8192", {8192, 128}, {128, 128}, true, false, 0},
-    {"K fp8 H=128 64+32 N=8192", {8192, 128}, {64, 32}, true, false, 0},
-    {"Q bf16 512+64 rows=4096", {32, 128}, {1024, 128}, false, false, 0},
-    {"Q bf16 512+64 rows=262144", {2048, 128}, {1024, 128}, false, false, 0},
-    {"Q fp8 512+64 rows=262144", {2048, 128}, {512, 64}, false, false, 0},
-    {"K bf16 H=128 N=8192, generic kernel", {8192, 128}, {256, 128}, true, true, 0},
-    {"K fp8 H=128 N=8192, generic kernel", {8192, 128}, {128, 64}, true, true, 0},
-    {"K bf16 H=128 N=8192, output + 8 bytes", {8192, 128}, {256, 128}, true, false, 8},
-    {"K bf16 H=128 N=8192, output + 4 bytes", {8192, 128}, {256, 128}, true, false, 4},
-    {"K bf16 H=128 N=8192, output + 2 bytes", {8192, 128}, {256, 128}, true, false, 2},
-    {"K fp8 H=128 N=8192, output + 1 byte", {8192, 128}, {128, 64}, true, false, 1},
-    {"K fp8 H=128 127+63 N=8192", {8192, 128}, {127, 63}, true, false, 0},
+    {"K bf16 H=128 128+64 N=128", {128, 128}, {256, 128}, true, 0},
+    {"K bf16 H=128 128+64 N=512", {512, 128}, {256, 128}, true, 0},
+    {"K bf16 H=128 128+64 N=2048", {2048, 128}, {256, 128}, true, 0},
+    {"K bf16 H=128 128+64 N=8192", {8192, 128}, {256, 128}, true, 0},
+    {"K bf16 H=128 128+64 N=32768", {32768, 128}, {256, 128}, true, 0},
+    {"K bf16 H=16 128+64 N=65536", {65536, 16}, {256, 128}, true, 0},
+    {"K bf16 H=12 128+64 N=87381", {87381, 12}, {256, 128}, true, 0},
+    {"K bf16 H=8 128+64 N=131072", {131072, 8}, {256, 128}, true, 0},
+    {"K fp8 H=128 128+64 N=8192", {8192, 128}, {128, 64}, true, 0},
+    {"K fp8 H=128 128+64 N=32768", {32768, 128}, {128, 64}, true, 0},
+    {"K bf16 H=128 192+64 N=8192", {8192, 128}, {384, 128}, true, 0},
+    {"K bf16 H=128 64+64 N=8192", {8192, 128}, {128, 128}, true, 0},
+    {"K fp8 H=128 64+32 N=8192", {8192, 128}, {64, 32}, true, 0},
+    {"Q bf16 512+64 rows=4096", {32, 128}, {1024, 128}, false, 0},
+    {"Q bf16 512+64 rows=262144", {2048, 128}, {1024, 128}, false, 0},
+    {"Q fp8 512+64 rows=262144", {2048, 128}, {512, 64}, false, 0},
+    {"K bf16 H=128 N=8192, output + 8 bytes", {8192, 128}, {256, 128}, true, 8},
+    {"K bf16 H=128 N=8192, output + 4 bytes", {8192, 128}, {256, 128}, true, 4},
+    {"K bf16 H=128 N=8192, output + 2 bytes", {8192, 128}, {256, 128}, true, 2},
+    {"K fp8 H=128 N=8192, output + 1 byte", {8192, 128}, {128, 64}, true, 1},
+    {"K fp8 H=128 127+63 N=8192", {8192, 128}, {127, 63}, true, 0},
 };
 
 /* One set of operands, and what the copy copies; all in one allocation. */
@@ -65,19 +63,6 @@ struct set {
     unsigned char *copy_to;
     unsigned char *copy_from;
 };
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int nr)
-{
-    qsort(values, (size_t)nr, sizeof(double), compare);
-    return values[nr / 2];
-}
 
 static uint64_t second_rows(const struct bench_case *c)
 {
@@ -132,9 +117,9 @@ static uint64_t bytes_per_ms;
 static bool run_case(const struct bench_case *c, int pairs)
 {
     static struct set sets[SETS_MAX];
-    double call_us[PAIRS_MAX];
-    double copy_us[PAIRS_MAX];
-    double ratio[PAIRS_MAX];
+    double call_us[BENCH_PAIRS_MAX];
+    double copy_us[BENCH_PAIRS_MAX];
+    double ratio[BENCH_PAIRS_MAX];
     uint64_t bytes = moved_bytes(c);
     uint64_t wrong = 0;
     int sets_nr = (int)(ROTATE_BYTES / bytes) + 2;
@@ -146,7 +131,7 @@ static bool run_case(const struct bench_case *c, int pairs)
     for (int pair = -1; pair < pairs; pair++) { /* the first warms up */
         gpu_event_record(event[0]);
         for (int call = 0; call < CALLS; call++) {
-            module_call(&sets[call % sets_nr].args, bytes_per_ms, c->generic, NULL);
+            module_call(&sets[call % sets_nr].args, bytes_per_ms, NULL);
         }
         gpu_event_record(event[1]);
         for (int call = 0; call < CALLS; call++) {
@@ -168,10 +153,10 @@ static bool run_case(const struct bench_case *c, int pairs)
     for (int e = 0; e < 3; e++) {
         gpu_event_free(event[e]);
     }
-    double us = median(call_us, pairs);
-    double theirs_us = median(copy_us, pairs);
+    double us = bench_median(call_us, pairs);
+    double theirs_us = bench_median(copy_us, pairs);
     printf("%-40s %9.2f %7.3f %9.2f %7.3f %7.3f  %s\n", c->name, us, (double)bytes / us / 1e6, theirs_us,
-           (double)bytes / theirs_us / 1e6, median(ratio, pairs), wrong ? "WRONG" : "right");
+           (double)bytes / theirs_us / 1e6, bench_median(ratio, pairs), wrong ? "WRONG" : "right");
     return wrong == 0;
 }
 
@@ -181,8 +166,8 @@ int main(int argc, char **argv)
     char reason[512];
     bool good = true;
     long pairs = argc > 2 ? strtol(argv[2], NULL, 10) : 9;
-    if (pairs < 1 || pairs > PAIRS_MAX) {
-        fprintf(stderr, "pairs is %s: give 1 to %d\n", argv[2], PAIRS_MAX);
+    if (pairs < 1 || pairs > BENCH_PAIRS_MAX) {
+        fprintf(stderr, "pairs is %s: give 1 to %d\n", argv[2], BENCH_PAIRS_MAX);
         return 1;
     }
     if (!gpu_open(&info, reason, sizeof(reason))) {
@@ -198,6 +183,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         good = run_case(&cases[i], (int)pairs) && good;
     }
+    good = bench_cuda_many(bytes_per_ms, (int)pairs) && good;
     module_close();
     gpu_close();
     return good ? 0 : 1;

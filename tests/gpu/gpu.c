@@ -20,7 +20,8 @@ enum {
     ATTRIBUTE_CACHE_BYTES = 38,
     ATTRIBUTE_MAJOR = 75,
     ATTRIBUTE_MINOR = 76,
-    STREAM_NON_BLOCKING = 1
+    STREAM_NON_BLOCKING = 1,
+    HOST_ALLOC_MAPPED = 2
 };
 
 /* result type of all is int; the suffix is the ABI version that the signature belongs to */
@@ -40,6 +41,8 @@ enum {
     X(cuMemAlloc_v2, (device_ptr *, size_t))                                                                        \
     X(cuMemFree_v2, (device_ptr))                                                                                   \
     X(cuMemGetInfo_v2, (size_t *, size_t *))                                                                        \
+    X(cuMemHostAlloc, (void **, size_t, unsigned))                                                                  \
+    X(cuMemFreeHost, (void *))                                                                                      \
     X(cuMemcpyDtoDAsync_v2, (device_ptr, device_ptr, size_t, struct stream *))                                      \
     X(cuMemcpyHtoDAsync_v2, (device_ptr, const void *, size_t, struct stream *))                                    \
     X(cuMemcpyDtoHAsync_v2, (void *, device_ptr, size_t, struct stream *))                                          \
@@ -47,6 +50,7 @@ enum {
     X(cuStreamCreate, (struct stream **, unsigned))                                                                 \
     X(cuStreamDestroy_v2, (struct stream *))                                                                        \
     X(cuStreamSynchronize, (struct stream *))                                                                       \
+    X(cuStreamWriteValue64_v2, (struct stream *, device_ptr, uint64_t, unsigned))                                   \
     X(cuLaunchKernel, (struct gpu_function *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, \
                        struct stream *, void **, void **))                                                          \
     X(cuEventCreate, (struct gpu_event **, unsigned))                                                               \
@@ -306,6 +310,12 @@ void gpu_fill(void *to, unsigned char value, size_t size)
     CHECK(cuMemsetD8Async((uintptr_t)to, value, size, gpu.stream));
 }
 
+void gpu_write_word(_Atomic uint64_t *word, uint64_t value)
+{
+    /* The driver's own host memory has one address for both. */
+    CHECK(cuStreamWriteValue64_v2(gpu.stream, (uintptr_t)word, value, 0));
+}
+
 void gpu_sync(void)
 {
     CHECK(cuStreamSynchronize(gpu.stream));
@@ -344,6 +354,19 @@ size_t gpu_free_bytes(void)
     size_t all_bytes = 0;
     CHECK(cuMemGetInfo_v2(&free_bytes, &all_bytes));
     return free_bytes;
+}
+
+_Atomic uint64_t *gpu_word_new(void)
+{
+    void *memory = NULL;
+    CHECK(cuMemHostAlloc(&memory, sizeof(uint64_t), HOST_ALLOC_MAPPED));
+    memset(memory, 0, sizeof(uint64_t));
+    return memory;
+}
+
+void gpu_word_free(_Atomic uint64_t *word)
+{
+    CHECK(cuMemFreeHost((void *)(uintptr_t)word));
 }
 
 struct gpu_event *gpu_event_new(void)

@@ -53,6 +53,8 @@ void gpu_unload(struct gpu_module *module);
 void gpu_launch(struct gpu_function *function, unsigned grid, unsigned block, void **arguments);
 void gpu_copy(void *to, const void *from, size_t size);
 void gpu_fill(void *to, unsigned char value, size_t size);
+/* Writes a word of gpu_word_new after all that was enqueued before. */
+void gpu_write_word(_Atomic uint64_t *word, uint64_t value);
 void gpu_sync(void);
 
 /* Wait until they are done. */
@@ -62,6 +64,9 @@ void gpu_download(void *to, const void *from, size_t size);
 void *gpu_alloc(size_t size); /* aligned to at least 256 bytes */
 void gpu_free(void *memory);
 size_t gpu_free_bytes(void);
+/* A word that the GPU writes and the CPU reads; 0 at first. */
+_Atomic uint64_t *gpu_word_new(void);
+void gpu_word_free(_Atomic uint64_t *word);
 
 struct gpu_event *gpu_event_new(void);
 void gpu_event_free(struct gpu_event *event);

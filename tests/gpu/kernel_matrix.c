@@ -5,286 +5,33 @@
  * says, so a byte beside the output that changed is found as well as a wrong one in it.
  *
  *     kernel_matrix [root of the source tree] [small | tight | all]
- *         small   what fits into a few MiB
+ *         small   what fits into a few MiB, call by call and many calls in one launch
  *         tight   the same without guards, for compute-sanitizer: any access beside an operand is an invalid one
  *         all     small, and calls past 2^31 elements and 2^32 bytes (default)
  *
  * Exit status 77 = no GPU here.
  */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "gpu.h"
 #include "kernel_large.h"
+#include "kernel_many.h"
+#include "matrix_case.h"
 #include "module.h"
 
-#define GUARD_BYTES 1024
-#define ARENA_ALIGN 256
 #define ROWS_BYTES_MAX ((uint64_t)3 << 20) /* of one case's output */
 
-enum layout {
-    CONTIGUOUS,  /* k_rope broadcast over the heads */
-    PER_ROW,     /* contiguous, the second input per row */
-    HALF,        /* a is one half of a wider tensor, the output has a gap behind each row */
-    HEAD_MAJOR,  /* dim1 outermost in a */
-    NEGATIVE,    /* all operands upside down */
-    REPEATED,    /* a has stride 0 over i, b over j */
-    INTERLEAVED, /* a lies behind its destination in the output's own rows */
-    LAYOUT_NR
-};
-
-static const char *const layout_names[LAYOUT_NR] = {"contiguous", "per row",  "half",       "head-major",
-                                                    "negative",   "repeated", "interleaved"};
-
-struct operand {
-    uint64_t width;
-    long long stride[2];
-    uint64_t misalign;
-    uint64_t at;   /* of [0, 0, 0] in the arena */
-    uint64_t size; /* of the arena */
-    unsigned char *host;
-    unsigned char *device;
-};
-
-enum { OUT, A, B, OPERANDS };
-
-struct matrix_case {
-    uint64_t dim[2];
-    enum layout layout;
-    bool without[OPERANDS];
-    bool generic;
-    uint64_t bytes_per_ms;
-    struct operand operand[OPERANDS];
-};
-
 static bool tight;
-static uint64_t random_state = 1;
 
-static uint64_t random_next(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state;
-}
-
-static void set_strides(struct operand *operand, long long stride0, long long stride1)
-{
-    operand->stride[0] = stride0;
-    operand->stride[1] = stride1;
-}
-
-/* `step` keeps the gaps that a layout makes multiples of what the widths and addresses are multiples of. */
-static void lay_out(struct matrix_case *c, long long step)
-{
-    struct operand *out = &c->operand[OUT];
-    struct operand *a = &c->operand[A];
-    struct operand *b = &c->operand[B];
-    long long n = (long long)c->dim[0];
-    long long h = (long long)c->dim[1];
-    long long wa = (long long)a->width;
-    long long wb = (long long)b->width;
-    out->width = a->width + b->width;
-    set_strides(out, h * (wa + wb), wa + wb);
-    set_strides(a, h * wa, wa);
-    set_strides(b, wb, 0);
-    if (c->layout == PER_ROW) {
-        set_strides(b, h * wb, wb);
-    } else if (c->layout == HALF) {
-        set_strides(a, h * (2 * wa + step), 2 * wa + step);
-        set_strides(out, h * (wa + wb + step) + 2 * step, wa + wb + step);
-    } else if (c->layout == HEAD_MAJOR) {
-        set_strides(a, wa, n * wa);
-        set_strides(b, wb, n * wb);
-    } else if (c->layout == NEGATIVE) {
-        set_strides(out, -h * (wa + wb), -(wa + wb));
-        set_strides(a, h * wa, -wa);
-        set_strides(b, -wb, 0);
-    } else if (c->layout == REPEATED) {
-        set_strides(a, 0, wa);
-        set_strides(b, wb, 0);
-    } else if (c->layout == INTERLEAVED) {
-        set_strides(out, h * (2 * wa + wb), 2 * wa + wb);
-        set_strides(a, out->stride[0], out->stride[1]);
-    }
-}
-
-/* Sizes the arena so that the bytes from the lowest to the highest row fit between the guards. */
-static void place(struct operand *operand, const uint64_t dim[2])
-{
-    uint64_t guard = tight ? 0 : GUARD_BYTES;
-    uint64_t below = 0;
-    uint64_t above = operand->width;
-    for (int k = 0; k < 2; k++) {
-        long long reach = (long long)(dim[k] - 1) * operand->stride[k];
-        below += reach < 0 ? (uint64_t)-reach : 0;
-        above += reach > 0 ? (uint64_t)reach : 0;
-    }
-    /* Tight: what `below` lacks to a multiple of the alignment stands before it, and there nothing may be touched. */
-    operand->at = (guard + below + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN + operand->misalign;
-    operand->size = operand->at + above + guard;
-    operand->size += operand->size == 0;
-}
-
-static void fill(struct operand *operand)
-{
-    operand->host = malloc(operand->size);
-    operand->device = gpu_alloc(operand->size);
-    if (!operand->host) {
-        fprintf(stderr, "no memory for %llu bytes\n", (unsigned long long)operand->size);
-        exit(1);
-    }
-    for (uint64_t t = 0; t < operand->size; t += sizeof(uint64_t)) {
-        uint64_t value = random_next();
-        memcpy(operand->host + t, &value, operand->size - t < sizeof(value) ? operand->size - t : sizeof(value));
-    }
-    gpu_upload(operand->device, operand->host, operand->size);
-}
-
-static void place_all(struct matrix_case *c)
-{
-    struct operand *out = &c->operand[OUT];
-    struct operand *a = &c->operand[A];
-    place(&c->operand[B], c->dim);
-    fill(&c->operand[B]);
-    if (c->layout != INTERLEAVED) {
-        place(a, c->dim);
-        fill(a);
-        place(out, c->dim);
-        fill(out);
-        return;
-    }
-    /* One arena: a begins where the output's row ends. */
-    uint64_t out_width = out->width;
-    out->width += a->width;
-    place(out, c->dim);
-    out->width = out_width;
-    fill(out);
-    a->at = out->at + out_width;
-    a->size = 0;
-    a->host = out->host;
-    a->device = out->device;
-}
-
-static void drop_all(struct matrix_case *c)
-{
-    for (int k = 0; k < OPERANDS; k++) {
-        if (c->operand[k].size) {
-            free(c->operand[k].host);
-            gpu_free(c->operand[k].device);
-        }
-    }
-}
-
-/* What the call is to do, done to the host's images. */
-static void expect(const struct matrix_case *c)
-{
-    const struct operand *out = &c->operand[OUT];
-    for (uint64_t row = 0; row < c->dim[0] * c->dim[1]; row++) {
-        long long i = (long long)(row / c->dim[1]);
-        long long j = (long long)(row % c->dim[1]);
-        unsigned char *to = out->host + out->at + i * out->stride[0] + j * out->stride[1];
-        for (int k = A; k <= B; k++) {
-            const struct operand *in = &c->operand[k];
-            if (!c->without[k]) {
-                memcpy(to, in->host + in->at + i * in->stride[0] + j * in->stride[1], in->width);
-            }
-            to += in->width;
-        }
-    }
-}
-
-static uint64_t count_differences(const struct operand *operand)
-{
-    uint64_t nr = 0;
-    unsigned char *device = malloc(operand->size + 1);
-    if (!device) {
-        fprintf(stderr, "no memory for %llu bytes\n", (unsigned long long)operand->size);
-        exit(1);
-    }
-    gpu_download(device, operand->device, operand->size);
-    if (memcmp(device, operand->host, operand->size) != 0) {
-        for (uint64_t t = 0; t < operand->size; t++) {
-            nr += device[t] != operand->host[t];
-        }
-    }
-    free(device);
-    return nr;
-}
-
-/* Returns whether all was right; adds the launches of each kernel. */
 static bool run_case(struct matrix_case *c, unsigned *launches)
 {
-    uint64_t wrong = 0;
-    const struct operand *o = c->operand;
-    place_all(c);
-    struct concat_mla_args args = {
-        .out = o[OUT].device + o[OUT].at,
-        .a = c->without[A] ? NULL : o[A].device + o[A].at,
-        .b = c->without[B] ? NULL : o[B].device + o[B].at,
-        .dim0 = c->dim[0],
-        .dim1 = c->dim[1],
-        .out_stride0 = o[OUT].stride[0],
-        .out_stride1 = o[OUT].stride[1],
-        .a_stride0 = o[A].stride[0],
-        .a_stride1 = o[A].stride[1],
-        .b_stride0 = o[B].stride[0],
-        .b_stride1 = o[B].stride[1],
-        .a_bytes = o[A].width,
-        .b_bytes = o[B].width,
-    };
-    module_call(&args, c->bytes_per_ms, c->generic, launches);
-    expect(c);
-    gpu_sync();
-    for (int k = 0; k < OPERANDS; k++) {
-        wrong += o[k].size ? count_differences(&o[k]) : 0;
-    }
-    if (wrong) {
-        printf("WRONG: %llu bytes: %llu x %llu rows of %llu + %llu bytes, %s, addresses + %llu %llu %llu%s%s%s\n",
-               (unsigned long long)wrong, args.dim0, args.dim1, args.a_bytes, args.b_bytes, layout_names[c->layout],
-               (unsigned long long)o[OUT].misalign, (unsigned long long)o[A].misalign,
-               (unsigned long long)o[B].misalign, c->without[A] ? ", without a" : "",
-               c->without[B] ? ", without b" : "", c->generic ? ", generic" : "");
-    }
-    drop_all(c);
-    return wrong == 0;
-}
-
-/* 1-, 2- and 4-byte elements; the first are the start set, then odd ones, empty parts and single elements. */
-static const uint64_t widths[][2] = {
-    {256, 128}, {384, 128}, {128, 128}, {128, 64}, {192, 64},  {64, 64},    {64, 32},   {1024, 128},
-    {512, 128}, {512, 64},  {256, 64},  {256, 32}, {512, 256}, {127, 63},   {254, 126}, {508, 252},
-    {96, 40},   {100, 28},  {1032, 72}, {575, 1},  {1, 575},   {4096, 512}, {1, 1},     {2, 2},
-    {4, 4},     {0, 64},    {48, 0},    {16, 16},  {24, 8},    {5000, 3},
-};
-static const uint64_t misalignments[][OPERANDS] = {{0, 0, 0}, {16, 32, 48}, {8, 0, 0}, {4, 4, 4}, {0, 2, 0},
-                                                   {2, 0, 2}, {1, 0, 0},    {0, 3, 0}, {0, 0, 1}, {5, 7, 11}};
-static const uint64_t heads[] = {1, 128, 3, 16, 5, 8, 127, 12, 2, 31};
-static const uint64_t tokens[] = {33, 1, 7, 130, 2, 64, 3};
-
-#define NR(array) (sizeof(array) / sizeof((array)[0]))
-
-static void make_case(struct matrix_case *c, size_t w, int layout, size_t m, unsigned turn)
-{
-    static const uint64_t steps[] = {16, 8, 4, 2, 1};
-    memset(c, 0, sizeof(*c));
-    c->layout = (enum layout)layout;
-    c->dim[0] = tokens[turn % NR(tokens)];
-    c->dim[1] = heads[turn % NR(heads)];
-    while (c->dim[0] > 1 && c->dim[0] * c->dim[1] * (widths[w][0] + widths[w][1]) > ROWS_BYTES_MAX) {
-        c->dim[0] /= 2;
-    }
-    c->without[A] = turn % 11 == 3;
-    c->without[B] = turn % 11 == 7;
-    c->generic = turn % 3 == 1;
-    c->bytes_per_ms = turn % 2 ? 1 : (uint64_t)1 << 32; /* 1: as many launches as the plan makes at most */
-    c->operand[A].width = widths[w][0];
-    c->operand[B].width = widths[w][1];
-    for (int k = 0; k < OPERANDS; k++) {
-        c->operand[k].misalign = misalignments[m][k];
-    }
-    lay_out(c, (long long)steps[turn % NR(steps)]);
+    matrix_case_open(c);
+    struct concat_mla_args args = matrix_case_args(c);
+    module_call(&args, c->bytes_per_ms, launches);
+    bool good = matrix_case_check(c);
+    matrix_case_close(c);
+    return good;
 }
 
 static bool run_small(void)
@@ -292,24 +39,23 @@ static bool run_small(void)
     unsigned turn = 0;
     unsigned all = 0;
     unsigned good_all = 0;
-    printf("%-12s %6s %9s %9s %8s %8s %8s %8s %8s\n", "widths", "cases", "16, known", "16", "8", "4", "2", "1",
-           "result");
-    for (size_t w = 0; w < NR(widths); w++) {
+    printf("%-12s %6s %8s %8s %8s %8s %8s %8s\n", "widths", "cases", "16", "8", "4", "2", "1", "result");
+    for (size_t w = 0; w < matrix_widths_nr; w++) {
         unsigned launches[KERNEL_NR] = {0};
         unsigned cases = 0;
         unsigned good = 0;
         for (int layout = 0; layout < LAYOUT_NR; layout++) {
-            for (size_t m = 0; m < (tight ? 3 : NR(misalignments)); m++) {
+            for (size_t m = 0; m < (tight ? 3 : matrix_misalignments_nr); m++) {
                 struct matrix_case c;
-                make_case(&c, w, layout, m, turn++);
+                matrix_case_make(&c, w, (enum layout)layout, m, turn++, ROWS_BYTES_MAX);
+                c.tight = tight;
                 good += run_case(&c, launches);
                 cases++;
             }
         }
-        printf("%5llu +%5llu %6u %9u %9u %8u %8u %8u %8u %8s\n", (unsigned long long)widths[w][0],
-               (unsigned long long)widths[w][1], cases, launches[KERNEL_WIDTHS], launches[KERNEL_16],
-               launches[KERNEL_8], launches[KERNEL_4], launches[KERNEL_2], launches[KERNEL_1],
-               good == cases ? "ok" : "WRONG");
+        printf("%5llu +%5llu %6u %8u %8u %8u %8u %8u %8s\n", (unsigned long long)matrix_widths[w][0],
+               (unsigned long long)matrix_widths[w][1], cases, launches[KERNEL_16], launches[KERNEL_8],
+               launches[KERNEL_4], launches[KERNEL_2], launches[KERNEL_1], good == cases ? "ok" : "WRONG");
         all += cases;
         good_all += good;
     }
@@ -333,6 +79,7 @@ int main(int argc, char **argv)
     tight = strcmp(what, "tight") == 0;
     module_open(root);
     bool good = run_small();
+    good = kernel_many_run(info.memory_bytes_per_ms, tight) && good;
     if (strcmp(what, "all") == 0) {
         good = kernel_large_run(info.memory_bytes_per_ms) && good;
     }

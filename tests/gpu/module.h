@@ -10,22 +10,21 @@
 #ifndef MLACAT_TESTS_MODULE_H
 #define MLACAT_TESTS_MODULE_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "concat_mla_launch.h"
 
-enum module_kernel { KERNEL_WIDTHS, KERNEL_16, KERNEL_8, KERNEL_4, KERNEL_2, KERNEL_1, KERNEL_NR };
+enum module_kernel { KERNEL_16, KERNEL_8, KERNEL_4, KERNEL_2, KERNEL_1, KERNEL_NR };
 
 /* `root` is the source tree. */
 void module_open(const char *root);
 void module_close(void);
 
-/* Enqueues one launch; `generic` = not the kernel for its widths. Says which kernel it was. */
-enum module_kernel module_launch(const struct concat_mla_launch *launch, bool generic);
 /* Enqueues a whole call; `bytes_per_ms` as in concat_mla_launch.h. Adds to `launches` (of KERNEL_NR; NULL = none). */
-void module_call(const struct concat_mla_args *args, uint64_t bytes_per_ms, bool generic, unsigned *launches);
+void module_call(const struct concat_mla_args *args, uint64_t bytes_per_ms, unsigned *launches);
+/* Enqueues the calls that were added, if any. */
+void module_many(struct concat_mla_many *many);
 
 void module_fill_random(void *to, uint64_t size, uint64_t seed);
 /* Bytes of [begin, end) of `at` that are no longer what module_fill_random wrote. */

@@ -30,11 +30,11 @@ static uint64_t divide(uint64_t n, unsigned multiplier, unsigned shift)
     return (n * multiplier) >> shift;
 }
 
-static void copy_vector(const struct concat_mla_launch *launch, uint64_t q, uint64_t c)
+static void copy_vector(const struct concat_mla_args *args, const struct concat_mla_range *range, uint64_t q,
+                        uint64_t c)
 {
-    const struct concat_mla_args *args = &launch->args;
-    uint64_t size = launch->vector_bytes;
-    uint64_t carry = divide(launch->range.first_j + q, launch->range.dim1_multiplier, launch->range.dim1_shift);
+    uint64_t size = range->vector_bytes;
+    uint64_t carry = divide(range->first_j + q, range->dim1_multiplier, range->dim1_shift);
     long long i = (long long)carry;
     long long j = (long long)q - (long long)(carry * args->dim1);
     unsigned char *to = (unsigned char *)args->out + i * args->out_stride0 + j * args->out_stride1 + c * size;
@@ -56,24 +56,39 @@ static uint64_t unit_vectors_of(unsigned vector_bytes)
     return vector_bytes >= 8 ? 1 : vector_bytes == 4 ? 96 : 192;
 }
 
-static void carry_out(const struct concat_mla_launch *launch)
+static uint64_t block_units_of(unsigned vector_bytes, uint64_t threads)
 {
-    const struct concat_mla_range *range = &launch->range;
-    uint64_t row_vectors = (launch->args.a_bytes + launch->args.b_bytes) / launch->vector_bytes;
-    uint64_t unit_vectors = unit_vectors_of(launch->vector_bytes);
+    return vector_bytes == 16 ? 2 * threads : vector_bytes == 8 ? 4 * threads : threads / 32;
+}
+
+static void carry_out(const struct concat_mla_args *args, const struct concat_mla_range *range, uint64_t blocks,
+                      uint64_t threads)
+{
+    uint64_t row_vectors = (args->a_bytes + args->b_bytes) / range->vector_bytes;
+    uint64_t unit_vectors = unit_vectors_of(range->vector_bytes);
     uint64_t row_units = (row_vectors + unit_vectors - 1) / unit_vectors;
-    uint64_t block_units = launch->vector_bytes == 16 ? 256 : launch->vector_bytes == 8 ? 512 : 8;
-    assert_int_equal((launch->args.a_bytes + launch->args.b_bytes) % launch->vector_bytes, 0);
-    assert_in_range(range->units, (launch->grid - 1) * block_units + 1, launch->grid * block_units);
+    uint64_t block_units = block_units_of(range->vector_bytes, threads);
+    assert_int_equal((args->a_bytes + args->b_bytes) % range->vector_bytes, 0);
+    assert_in_range(range->units, (blocks - 1) * block_units + 1, blocks * block_units);
     for (uint64_t x = 0; x < range->units; x++) {
         uint64_t q = divide(x, range->row_multiplier, range->row_shift);
         assert_int_equal(q, x / row_units);
         for (uint64_t u = 0; u < unit_vectors; u++) {
             uint64_t c = (x - q * row_units) * unit_vectors + u;
             if (c < row_vectors) {
-                copy_vector(launch, q, c);
+                copy_vector(args, range, q, c);
             }
         }
+    }
+}
+
+static void prepare(void)
+{
+    memset(&out, 0, sizeof(out));
+    memset(&written, 0, sizeof(written));
+    for (size_t t = 0; t < ARENA_BYTES; t++) {
+        a.bytes[t] = (unsigned char)(t * 7 + t / 251 + 1);
+        b.bytes[t] = (unsigned char)(t * 13 + t / 241 + 2);
     }
 }
 
@@ -82,22 +97,18 @@ static unsigned run(const struct concat_mla_args *args, uint64_t bytes_per_ms)
     struct concat_mla_plan plan;
     struct concat_mla_launch launch;
     unsigned launches = 0;
-    memset(&out, 0, sizeof(out));
-    memset(&written, 0, sizeof(written));
-    for (size_t t = 0; t < ARENA_BYTES; t++) {
-        a.bytes[t] = (unsigned char)(t * 7 + t / 251 + 1);
-        b.bytes[t] = (unsigned char)(t * 13 + t / 241 + 2);
-    }
+    prepare();
     concat_mla_plan_init(&plan, args, bytes_per_ms);
     while (concat_mla_plan_next(&plan, &launch)) {
-        carry_out(&launch);
+        assert_int_equal(launch.block, launch.range.vector_bytes >= 8 ? 128 : 256);
+        carry_out(&launch.args, &launch.range, launch.grid, launch.block);
         launches++;
     }
     return launches;
 }
 
-/* Checks out and written against the call's meaning; clears what it has checked, so that the rest must be zeros. */
-static void check(const struct concat_mla_args *args)
+/* Checks out and written against the call's meaning, and clears what it has checked. */
+static void check_call(const struct concat_mla_args *args)
 {
     for (uint64_t row = 0; row < args->dim0 * args->dim1; row++) {
         long long i = (long long)(row / args->dim1);
@@ -119,9 +130,19 @@ static void check(const struct concat_mla_args *args)
             written.bytes[at + (ptrdiff_t)t] = 0;
         }
     }
+}
+
+static void check_rest(void)
+{
     for (size_t t = 0; t < ARENA_BYTES; t++) {
         assert_int_equal(written.bytes[t], 0);
     }
+}
+
+static void check(const struct concat_mla_args *args)
+{
+    check_call(args);
+    check_rest();
 }
 
 static struct concat_mla_args contiguous(uint64_t dim0, uint64_t dim1, uint64_t a_bytes, uint64_t b_bytes)
@@ -211,7 +232,7 @@ static unsigned chosen_vector(const struct concat_mla_args *args)
     struct concat_mla_launch launch;
     concat_mla_plan_init(&plan, args, UINT64_C(4) << 30);
     assert_int_equal(concat_mla_plan_next(&plan, &launch), 1);
-    return launch.vector_bytes;
+    return launch.range.vector_bytes;
 }
 
 static void test_concat_mla_launch_chooses_the_largest_vector(void **state)
@@ -243,7 +264,7 @@ static unsigned walk(const struct concat_mla_args *args, uint64_t bytes_per_ms)
     concat_mla_plan_init(&plan, args, bytes_per_ms);
     while (concat_mla_plan_next(&plan, &launch)) {
         uint64_t row_bytes = launch.args.a_bytes + launch.args.b_bytes;
-        uint64_t unit_bytes = unit_vectors_of(launch.vector_bytes) * launch.vector_bytes;
+        uint64_t unit_bytes = unit_vectors_of(launch.range.vector_bytes) * launch.range.vector_bytes;
         uint64_t rows = launch.range.units / ((row_bytes + unit_bytes - 1) / unit_bytes);
         assert_in_range(launch.range.units, 1, INT32_MAX);
         assert_true(launch.range.first_j + rows <= UINT64_C(1) << 31);
@@ -275,23 +296,143 @@ static void test_concat_mla_launch_splits_long_calls(void **state)
 static void test_concat_mla_launch_names_kernels(void **state)
 {
     char name[CONCAT_MLA_NAME_BYTES];
-    char option[64 * CONCAT_MLA_WIDTHS_OPTION_BYTES];
-    unsigned nr;
-    const struct concat_mla_widths *set = concat_mla_start_set(&nr);
     (void)state;
-    concat_mla_generic_name(8, name);
+    concat_mla_kernel_name(8, name);
     assert_string_equal(name, "concat_mla_8");
-    concat_mla_widths_name(&set[0], name);
-    assert_string_equal(name, "concat_mla_16_256_128");
-    concat_mla_widths_option(set, 2, option, sizeof(option));
-    assert_string_equal(option, "-DCONCAT_MLA_WIDTHS=WIDTHS(256,128)WIDTHS(384,128)");
-    for (unsigned i = 0; i < nr; i++) {
-        assert_int_equal(set[i].a_bytes % 16, 0);
-        assert_int_equal(set[i].b_bytes % 16, 0);
-        for (unsigned k = 0; k < i; k++) {
-            assert_false(set[i].a_bytes == set[k].a_bytes && set[i].b_bytes == set[k].b_bytes);
+    concat_mla_kernel_name(16, name);
+    assert_string_equal(name, "concat_mla_16");
+}
+
+/* ---- many calls in one launch ---- */
+
+static struct concat_mla_many many;
+static uint64_t random_state = 1;
+
+static uint64_t random_below(uint64_t end)
+{
+    random_state = random_state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (random_state >> 33) % end;
+}
+
+/* Each block looks for its call as concat_mla.cu does. */
+static void carry_out_many(void)
+{
+    uint64_t blocks_nr[CONCAT_MLA_MANY_CALLS] = {0};
+    for (unsigned block = 0; block < many.grid; block++) {
+        unsigned call = 0;
+        for (unsigned step = CONCAT_MLA_MANY_CALLS / 2; step > 0; step /= 2) {
+            call += many.args.first_block[call + step] <= block ? step : 0;
         }
+        assert_in_range(call, 0, many.calls_nr - 1);
+        assert_int_equal(block - many.args.first_block[call], blocks_nr[call]);
+        blocks_nr[call]++;
     }
+    for (unsigned call = 0; call < many.calls_nr; call++) {
+        carry_out(&many.args.args[call], &many.args.range[call], blocks_nr[call], CONCAT_MLA_MANY_THREADS);
+    }
+}
+
+/* A call of any shape, whose output begins at `at` of the arena or a little later. */
+static struct concat_mla_args any_call(uint64_t at)
+{
+    static const uint64_t units[] = {1, 2, 4, 8, 16};
+    uint64_t unit = units[random_below(5)];
+    uint64_t shift = units[random_below(5)] * random_below(2);
+    struct concat_mla_args args =
+        contiguous(random_below(4), 1 + random_below(5), unit * random_below(9), unit * random_below(5));
+    args.out = out.bytes + at + shift;
+    args.a = random_below(9) ? (const unsigned char *)args.a + shift : NULL;
+    args.b = random_below(9) ? (const unsigned char *)args.b + shift : NULL;
+    return args;
+}
+
+static void test_concat_mla_launch_many_copies_each_call_once(void **state)
+{
+    (void)state;
+    for (int batch = 0; batch < 200; batch++) {
+        struct concat_mla_args calls[2 * CONCAT_MLA_MANY_CALLS];
+        unsigned taken = 0;
+        uint64_t at = 256;
+        prepare();
+        concat_mla_many_init(&many, UINT64_C(4) << 30);
+        for (uint64_t nr = 1 + random_below(32); taken < nr && at < ARENA_BYTES - 4096; taken++) {
+            calls[taken] = any_call(at);
+            at += calls[taken].dim0 * calls[taken].dim1 * (calls[taken].a_bytes + calls[taken].b_bytes) + 16;
+            at += 15 - (at + 15) % 16;
+            assert_int_equal(concat_mla_many_add(&many, &calls[taken]), 1);
+        }
+        carry_out_many();
+        while (taken > 0) {
+            check_call(&calls[--taken]);
+        }
+        check_rest();
+    }
+}
+
+/* Adds the call until the launch is full; how often that went. */
+static unsigned fill_many(const struct concat_mla_args *args, uint64_t bytes_per_ms)
+{
+    unsigned taken = 0;
+    concat_mla_many_init(&many, bytes_per_ms);
+    while (concat_mla_many_add(&many, args)) {
+        taken++;
+        assert_true(taken <= CONCAT_MLA_MANY_CALLS);
+    }
+    assert_int_equal(many.calls_nr, taken);
+    return taken;
+}
+
+static void test_concat_mla_launch_many_is_no_longer_than_one(void **state)
+{
+    struct concat_mla_args args = contiguous(1, 16, 256, 128);
+    (void)state;
+    assert_int_equal(fill_many(&args, UINT64_C(4900000000)), CONCAT_MLA_MANY_CALLS);
+    assert_int_equal(many.grid, 2 * CONCAT_MLA_MANY_CALLS); /* 384 vectors each, 256 a block */
+    args = contiguous(8192, 128, 256, 128);                 /* 402 MB of 1.8 GB */
+    assert_int_equal(fill_many(&args, UINT64_C(4900000000)), 4);
+    args = contiguous(32768, 128, 256, 128);
+    assert_int_equal(fill_many(&args, UINT64_C(4900000000)), 1);
+    assert_int_equal(fill_many(&args, UINT64_C(490000000)), 0); /* nine launches by itself */
+    assert_int_equal(many.grid, 0);
+    args = contiguous(1, 1, UINT64_C(3) << 30, 0); /* the row is in pieces */
+    assert_int_equal(fill_many(&args, UINT64_C(4900000000)), 0);
+    args = contiguous(100, 1, 3, 0); /* a window costs as much as 512 bytes do */
+    assert_int_equal(fill_many(&args, 8 * 51200), 3);
+    args = contiguous(100, 1, 16, 0); /* and a row as 128 */
+    assert_int_equal(fill_many(&args, 8 * 51200), 12);
+}
+
+/* After a full one there is room again; a smaller call may still fit where a larger one did not. */
+static void test_concat_mla_launch_many_goes_on(void **state)
+{
+    struct concat_mla_args small = contiguous(1, 16, 256, 128);
+    struct concat_mla_args large = contiguous(20000, 128, 256, 128);
+    (void)state;
+    assert_int_equal(fill_many(&large, UINT64_C(4900000000)), 1);
+    assert_int_equal(concat_mla_many_add(&many, &small), 1);
+    assert_int_equal(fill_many(&small, UINT64_C(4900000000)), CONCAT_MLA_MANY_CALLS);
+    concat_mla_many_init(&many, UINT64_C(4900000000));
+    assert_int_equal(concat_mla_many_add(&many, &large), 1);
+    assert_int_equal(many.args.first_block[0], 0);
+    assert_int_equal(many.args.first_block[1], UINT32_MAX);
+}
+
+static void test_concat_mla_launch_many_has_no_blocks_for_nothing(void **state)
+{
+    struct concat_mla_args none = contiguous(0, 16, 256, 128);
+    struct concat_mla_args some = contiguous(1, 1, 16, 16);
+    (void)state;
+    concat_mla_many_init(&many, UINT64_C(4) << 30);
+    for (int call = 0; call < 2 * CONCAT_MLA_MANY_CALLS; call++) {
+        assert_int_equal(concat_mla_many_add(&many, &none), 1);
+    }
+    assert_int_equal(many.grid, 0);
+    prepare();
+    assert_int_equal(concat_mla_many_add(&many, &some), 1);
+    assert_int_equal(concat_mla_many_add(&many, &none), 1);
+    assert_int_equal(many.grid, 1);
+    carry_out_many();
+    check(&some);
 }
 
 int main(void)
@@ -304,6 +445,10 @@ int main(void)
         cmocka_unit_test(test_concat_mla_launch_chooses_the_largest_vector),
         cmocka_unit_test(test_concat_mla_launch_splits_long_calls),
         cmocka_unit_test(test_concat_mla_launch_names_kernels),
+        cmocka_unit_test(test_concat_mla_launch_many_copies_each_call_once),
+        cmocka_unit_test(test_concat_mla_launch_many_is_no_longer_than_one),
+        cmocka_unit_test(test_concat_mla_launch_many_goes_on),
+        cmocka_unit_test(test_concat_mla_launch_many_has_no_blocks_for_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

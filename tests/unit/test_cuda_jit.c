@@ -12,12 +12,15 @@
 
 #include <cmocka.h>
 
+#include "concat_mla_text.h"
 #include "cuda_jit.h"
-#include "jit_embedded.h"
 #include "jit_folder.h"
 
 #define BUILDERS 4
 #define MISSING_NVRTC "/nowhere/libnvrtc.so"
+
+static const char *const kernels[] = {"concat_mla_16", "concat_mla_8", "concat_mla_4",
+                                      "concat_mla_2",  "concat_mla_1", "concat_mla_many"};
 
 static struct jit_options options;
 static struct jit_report report;
@@ -68,7 +71,7 @@ static void assert_loads_from(enum jit_source source)
 
 static bool has_ptx(void)
 {
-    return jit_embedded_ptx[0] != '\0';
+    return concat_mla_text_ptx[0] != '\0';
 }
 
 /* Compilations up to now. */
@@ -127,13 +130,12 @@ static void test_cuda_jit_compiles_the_built_in_source(void **state)
 {
     (void)state;
     char expected[64];
-    snprintf(expected, sizeof(expected), "source=%zu header=%zu", strlen(jit_embedded_source),
-             strlen(jit_embedded_header));
-    assert_non_null(strstr(jit_embedded_source, "#include \"concat_mla_args.h\""));
-    assert_non_null(strstr(jit_embedded_header, "struct concat_mla_args {"));
+    snprintf(expected, sizeof(expected), "source=%zu header=%zu", strlen(concat_mla_text_source),
+             strlen(concat_mla_text_header));
+    assert_non_null(strstr(concat_mla_text_source, "#include \"concat_mla_args.h\""));
+    assert_non_null(strstr(concat_mla_text_header, "struct concat_mla_args {"));
     assert_loads_from(JIT_FROM_NVRTC);
     assert_non_null(strstr(loaded_text, expected));
-    assert_non_null(strstr(loaded_text, "WIDTHS(256,128)"));
     assert_non_null(strstr(loaded_text, "\n--modify-stack-limit=false\n--no-cache\n"));
 }
 
@@ -201,11 +203,8 @@ static void test_cuda_jit_goes_on_without_a_cache(void **state)
 static void test_cuda_jit_uses_a_seeded_cache_without_nvrtc(void **state)
 {
     (void)state;
-    struct concat_mla_widths more = {1536, 64};
     assert_loads_from(JIT_FROM_NVRTC);
     options.nvrtc = MISSING_NVRTC;
-    options.geometries = &more; /* that nobody here could compile; the seed has the start set */
-    options.geometries_nr = 1;
     assert_loads_from(JIT_FROM_CACHE);
     assert_int_equal(report.nvrtc_version, 0);
     assert_non_null(strstr(report.nvrtc_reason, MISSING_NVRTC));
@@ -226,14 +225,10 @@ static void test_cuda_jit_falls_back_to_the_built_in_ptx(void **state)
     assert_loads_from(JIT_FROM_BUILD);
     assert_true(loaded_ptx);
     assert_string_equal(report.arch, "compute_75");
-    unsigned start_nr;
-    const struct concat_mla_widths *start = concat_mla_start_set(&start_nr);
-    for (unsigned i = 0; i < start_nr; i++) {
-        char name[CONCAT_MLA_NAME_BYTES];
-        char entry[CONCAT_MLA_NAME_BYTES + 16];
-        concat_mla_widths_name(&start[i], name);
-        snprintf(entry, sizeof(entry), ".entry %s(", name);
-        assert_non_null(strstr(jit_embedded_ptx, entry));
+    for (size_t i = 0; i < sizeof(kernels) / sizeof(kernels[0]); i++) {
+        char entry[64];
+        snprintf(entry, sizeof(entry), ".entry %s(", kernels[i]);
+        assert_non_null(strstr(concat_mla_text_ptx, entry));
     }
     assert_int_equal(jit_folder_count(""), 0);
 }
@@ -301,42 +296,6 @@ static void test_cuda_jit_for_a_gpu_that_nvrtc_has_forgotten(void **state)
     assert_int_equal(calls_nr(), 0);
 }
 
-static void test_cuda_jit_geometries_are_the_start_set_and_those_asked_for(void **state)
-{
-    (void)state;
-    static const struct concat_mla_widths asked[] = {{1536, 64}, {256, 128}, {24, 16}, {16, 8},
-                                                     {0, 0},     {1536, 64}, {16, 0},  {UINT32_MAX - 15, 16}};
-    struct concat_mla_widths list[JIT_GEOMETRIES_MAX];
-    uint32_t start_nr = jit_geometries(&options, list);
-    assert_true(start_nr >= 12);
-    options.geometries = asked;
-    options.geometries_nr = sizeof(asked) / sizeof(asked[0]);
-    assert_int_equal(jit_geometries(&options, list), start_nr + 2);
-    assert_int_equal(list[start_nr].a_bytes, 1536);
-    assert_int_equal(list[start_nr].b_bytes, 64);
-    assert_int_equal(list[start_nr + 1].a_bytes, 16);
-    assert_int_equal(list[start_nr + 1].b_bytes, 0);
-    assert_loads_from(JIT_FROM_NVRTC);
-    assert_non_null(strstr(loaded_text, "WIDTHS(1536,64)WIDTHS(16,0)\n"));
-    options.geometries_nr = 1; /* another text, another entry */
-    assert_loads_from(JIT_FROM_NVRTC);
-    assert_int_equal(jit_folder_count(""), 2);
-}
-
-static void test_cuda_jit_takes_a_bounded_number_of_geometries(void **state)
-{
-    (void)state;
-    struct concat_mla_widths asked[2 * JIT_GEOMETRIES_MAX];
-    struct concat_mla_widths list[JIT_GEOMETRIES_MAX];
-    for (uint32_t i = 0; i < 2 * JIT_GEOMETRIES_MAX; i++) {
-        asked[i] = (struct concat_mla_widths){(1 << 20) - 16 * i, 1 << 20};
-    }
-    options.geometries = asked;
-    options.geometries_nr = 2 * JIT_GEOMETRIES_MAX;
-    assert_int_equal(jit_geometries(&options, list), JIT_GEOMETRIES_MAX);
-    assert_loads_from(JIT_FROM_NVRTC); /* the longest option list there is */
-}
-
 /* Daemons that start together with an empty cache: each gets its kernels, and one entry stays. */
 static void test_cuda_jit_builders_at_the_same_time(void **state)
 {
@@ -359,7 +318,6 @@ static void test_cuda_jit_builders_at_the_same_time(void **state)
 static void test_cuda_jit_with_the_real_nvrtc(void **state)
 {
     (void)state;
-    static const char *const kernels[] = {"concat_mla_16", "concat_mla_1", "concat_mla_16_256_128"};
     size_t bytes_nr;
     options.nvrtc = NULL;
     assert_int_equal(run(), has_ptx() || !report.nvrtc_reason[0] ? MLACAT_OK : MLACAT_FAILED_PRECONDITION);
@@ -399,8 +357,6 @@ int main(int argc, char *argv[])
         TEST(test_cuda_jit_speaks_to_an_old_nvrtc),
         TEST(test_cuda_jit_builds_ptx_for_a_gpu_newer_than_nvrtc),
         TEST(test_cuda_jit_for_a_gpu_that_nvrtc_has_forgotten),
-        TEST(test_cuda_jit_geometries_are_the_start_set_and_those_asked_for),
-        TEST(test_cuda_jit_takes_a_bounded_number_of_geometries),
         TEST(test_cuda_jit_builders_at_the_same_time),
         TEST(test_cuda_jit_with_the_real_nvrtc),
     };

@@ -25,6 +25,7 @@
 static struct cuda_context *context;
 static struct cuda_module *module;
 static struct cuda_function *function;
+static struct cuda_function *many_function;
 static struct cuda_stream *stream;
 static cuda_address memory[3];
 static void *page;
@@ -47,6 +48,26 @@ static int launch(unsigned grid, unsigned units)
     return fake_cuLaunchKernel(function, grid, 1, 1, 128, 1, 1, 0, stream, parameters, NULL);
 }
 
+/* Two calls of so many units; the first one has `blocks` of the grid. */
+static int launch_many(unsigned blocks, unsigned grid, unsigned units)
+{
+    struct concat_mla_many_args many = {.first_block = {0, blocks}};
+    void *parameters[] = {&many};
+    for (int call = 0; call < 2; call++) {
+        many.args[call] = (struct concat_mla_args){.out = (void *)(uintptr_t)memory[call],
+                                                   .a = (void *)(uintptr_t)memory[call],
+                                                   .dim0 = 1,
+                                                   .dim1 = 1,
+                                                   .a_bytes = 16};
+        many.range[call] =
+            (struct concat_mla_range){.units = units, .row_multiplier = 1u << 31, .row_shift = 31, .vector_bytes = 16};
+    }
+    for (int call = 2; call < CONCAT_MLA_MANY_CALLS; call++) {
+        many.first_block[call] = UINT32_MAX;
+    }
+    return fake_cuLaunchKernel(many_function, grid, 1, 1, CONCAT_MLA_MANY_THREADS, 1, 1, 0, stream, parameters, NULL);
+}
+
 /* A daemon at READY, with everything that it needs. */
 static void start_daemon(const char *words)
 {
@@ -56,6 +77,7 @@ static void start_daemon(const char *words)
     must(fake_cuCtxSetCurrent(context));
     must(fake_cuModuleLoadDataEx(&module, "--gpu", 0, NULL, NULL));
     must(fake_cuModuleGetFunction(&function, module, "concat_mla_16"));
+    must(fake_cuModuleGetFunction(&many_function, module, "concat_mla_many"));
     must(fake_cuStreamCreate(&stream, CUDA_STREAM_NON_BLOCKING));
     for (int i = 0; i < 3; i++) {
         must(fake_cuMemAlloc(&memory[i], 4096));
@@ -63,6 +85,7 @@ static void start_daemon(const char *words)
     page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     must(fake_cuMemHostRegister(page, 4096, CUDA_HOST_REGISTER_DEVICE_MAP));
     must(launch(1, 0));
+    must(launch_many(1, 2, 1));
     must(fake_cuStreamSynchronize(stream));
     fake_cuda_ready();
 }
@@ -151,7 +174,7 @@ static void unload_without_streams(void)
 
 static void first_launch(void)
 {
-    must(fake_cuModuleGetFunction(&function, module, "concat_mla_16_256_128"));
+    must(fake_cuModuleGetFunction(&function, module, "concat_mla_8"));
     launch(1, 0);
 }
 
@@ -262,12 +285,31 @@ static void launch_for_too_long(void)
     launch(1u << 24, 1u << 30);
 }
 
+static void launch_many_with_too_few_blocks(void)
+{
+    launch_many(2, 3, 257);
+}
+
+static void launch_many_without_gaps(void)
+{
+    must(launch_many(2, 4, 257));
+}
+
+/* Each of them, with 160 MB, would be short enough. */
+static void launch_many_for_too_long(void)
+{
+    launch_many(20u << 10, 40u << 10, 5u << 20);
+}
+
 static void test_fake_cuda_rules_of_launches(void **state)
 {
     (void)state;
     expect(launch_too_few_blocks, "does not cover 257 units");
     expect(launch_enough_blocks, NULL);
     expect(launch_for_too_long, "longer than 1 ms");
+    expect(launch_many_with_too_few_blocks, "a launch of 1 blocks of 128 threads does not cover 257 units");
+    expect(launch_many_without_gaps, NULL);
+    expect(launch_many_for_too_long, "longer than 1 ms");
 }
 
 /* ---- no daemon, and no sense ---- */

@@ -276,7 +276,7 @@ int fake_cuModuleUnload(struct cuda_module *module)
     return fake_leave(CUDA_RESULT_OK);
 }
 
-/* concat_mla_V or concat_mla_16_A_B */
+/* concat_mla_V or concat_mla_many */
 static bool parse_name(const char *name, struct cuda_function *function)
 {
     static const char prefix[] = "concat_mla_";
@@ -284,15 +284,13 @@ static bool parse_name(const char *name, struct cuda_function *function)
     if (strncmp(name, prefix, sizeof(prefix) - 1) != 0) {
         return false;
     }
-    unsigned long vector = strtoul(name + sizeof(prefix) - 1, &end, 10);
-    function->vector_bytes = (unsigned)vector;
-    function->widths = *end == '_';
-    if (function->widths) {
-        function->a_bytes = (unsigned)strtoul(end + 1, &end, 10);
-        function->b_bytes = *end == '_' ? (unsigned)strtoul(end + 1, &end, 10) : 0;
+    name += sizeof(prefix) - 1;
+    if (strcmp(name, "many") == 0) {
+        return true;
     }
-    return *end == '\0' && vector >= 1 && vector <= 16 && (vector & (vector - 1)) == 0 &&
-           (!function->widths || vector == 16);
+    unsigned long vector = strtoul(name, &end, 10);
+    function->vector_bytes = (unsigned)vector;
+    return *end == '\0' && vector >= 1 && vector <= 16 && (vector & (vector - 1)) == 0;
 }
 
 int fake_cuModuleGetFunction(struct cuda_function **function, struct cuda_module *module, const char *name)

@@ -103,8 +103,7 @@ struct fake_op {
     enum { OP_KERNEL, OP_WRITE_64, OP_WAIT_64, OP_WAIT_32, OP_HOST_FUNCTION } kind;
     uint64_t due_ns;
     struct cuda_function *function;
-    struct concat_mla_args args;
-    struct concat_mla_range range;
+    struct concat_mla_many_args many; /* the first one is all that a kernel for one call has */
     unsigned grid;
     unsigned block;
     cuda_address address;
@@ -124,10 +123,7 @@ struct cuda_stream {
 
 struct cuda_function {
     struct cuda_function *next;
-    unsigned vector_bytes;
-    bool widths; /* compiled for a_bytes and b_bytes */
-    unsigned a_bytes;
-    unsigned b_bytes;
+    unsigned vector_bytes; /* 0: concat_mla_many */
     bool launched;
 };
 
@@ -189,6 +185,7 @@ int fake_make_file(size_t bytes); /* -1: none */
 bool fake_know_file(int fd, size_t *bytes, uint64_t *block_id);
 
 /* fake_kernel.c */
+void fake_take_parameters(struct fake_op *op, void **parameters);
 void fake_check_launch(const struct fake_op *op);
 /* 0 or the result that every later call has. */
 int fake_run_kernel(const struct fake_op *op);

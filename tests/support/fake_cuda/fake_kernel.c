@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A launch of the concat-MLA kernels, row by row on the CPU: where concat_mla.cu would read and write, by its rules. */
+#include <limits.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "concat_mla_host.h"
 #include "fake_inside.h"
@@ -22,45 +24,79 @@ static unsigned vectors_of(unsigned vector_bytes)
     return vector_bytes == 16 ? 2 : vector_bytes == 8 ? 4 : vector_bytes == 4 ? 3 : 6;
 }
 
-static uint64_t row_units(const struct fake_op *op)
+static uint64_t row_units(const struct concat_mla_args *args, unsigned vector)
 {
-    unsigned vector = op->function->vector_bytes;
-    uint64_t vectors = (op->args.a_bytes + op->args.b_bytes) / vector;
+    uint64_t vectors = (args->a_bytes + args->b_bytes) / vector;
     uint64_t window = WARP_THREADS * vectors_of(vector);
     return is_flat(vector) ? vectors : (vectors + window - 1) / window;
 }
 
-static uint64_t units_of_block(unsigned vector)
+static uint64_t units_of_block(unsigned vector, uint64_t threads)
 {
-    return is_flat(vector) ? FLAT_THREADS * vectors_of(vector) : WINDOW_THREADS / WARP_THREADS;
+    return is_flat(vector) ? threads * vectors_of(vector) : threads / WARP_THREADS;
+}
+
+void fake_take_parameters(struct fake_op *op, void **parameters)
+{
+    if (op->function->vector_bytes == 0) {
+        memcpy(&op->many, parameters[0], sizeof(op->many));
+        return;
+    }
+    memcpy(&op->many.args[0], parameters[0], sizeof(op->many.args[0]));
+    memcpy(&op->many.range[0], parameters[1], sizeof(op->many.range[0]));
+    op->many.range[0].vector_bytes = (unsigned char)op->function->vector_bytes;
+    op->many.first_block[0] = 0;
+    for (unsigned call = 1; call < CONCAT_MLA_MANY_CALLS; call++) {
+        op->many.first_block[call] = UINT_MAX;
+    }
+}
+
+/* A block belongs to the last call that begins at or before it. */
+static unsigned blocks_of(const struct fake_op *op, unsigned call)
+{
+    const unsigned *first = op->many.first_block;
+    unsigned end = call + 1 < CONCAT_MLA_MANY_CALLS && first[call + 1] < op->grid ? first[call + 1] : op->grid;
+    return first[call] < end ? end - first[call] : 0;
+}
+
+static bool is_empty(const struct fake_op *op, unsigned call)
+{
+    return blocks_of(op, call) == 0 || op->many.range[call].units == 0;
+}
+
+/* Returns the bytes of its output. */
+static uint64_t check_call(const struct fake_op *op, unsigned call, uint64_t threads)
+{
+    const struct concat_mla_args *args = &op->many.args[call];
+    const struct concat_mla_range *range = &op->many.range[call];
+    unsigned vector = range->vector_bytes;
+    uint64_t row_bytes = args->a_bytes + args->b_bytes;
+    if (vector == 0 || vector > 16 || (vector & (vector - 1)) != 0) {
+        fake_break("a call of a launch has vectors of %u bytes", vector);
+    }
+    if (op->block != threads || blocks_of(op, call) * units_of_block(vector, threads) < range->units) {
+        fake_break("a launch of %u blocks of %u threads does not cover %u units", blocks_of(op, call), op->block,
+                   range->units);
+    }
+    if (row_bytes == 0 || args->a_bytes % vector != 0 || args->b_bytes % vector != 0) {
+        fake_break("widths of %llu and %llu bytes with vectors of %u", args->a_bytes, args->b_bytes, vector);
+    }
+    return range->units / row_units(args, vector) * row_bytes;
 }
 
 void fake_check_launch(const struct fake_op *op)
 {
-    const struct cuda_function *function = op->function;
-    unsigned vector = function->vector_bytes;
-    uint64_t threads = is_flat(vector) ? FLAT_THREADS : WINDOW_THREADS;
-    uint64_t row_bytes = op->args.a_bytes + op->args.b_bytes;
+    unsigned vector = op->function->vector_bytes;
+    uint64_t threads = vector == 0 ? CONCAT_MLA_MANY_THREADS : is_flat(vector) ? FLAT_THREADS : WINDOW_THREADS;
+    uint64_t bytes = 0;
     if (op->block > threads) {
         fake_break("a kernel for vectors of %u bytes was launched with blocks of %u threads", vector, op->block);
     }
-    if (op->range.units == 0) {
-        return;
+    for (unsigned call = 0; call < CONCAT_MLA_MANY_CALLS; call++) {
+        bytes += is_empty(op, call) ? 0 : check_call(op, call, threads);
     }
-    if (op->block != threads || op->grid * units_of_block(vector) < op->range.units) {
-        fake_break("a launch of %u blocks of %u threads does not cover %u units", op->grid, op->block, op->range.units);
-    }
-    if (row_bytes == 0 || op->args.a_bytes % vector != 0 || op->args.b_bytes % vector != 0) {
-        fake_break("widths of %llu and %llu bytes with vectors of %u", op->args.a_bytes, op->args.b_bytes, vector);
-    }
-    if (function->widths && (op->args.a_bytes != function->a_bytes || op->args.b_bytes != function->b_bytes)) {
-        fake_break("the kernel for %u+%u bytes was launched for %llu+%llu", function->a_bytes, function->b_bytes,
-                   op->args.a_bytes, op->args.b_bytes);
-    }
-    uint64_t rows = op->range.units / row_units(op);
-    if (fake.behaviour.daemon && rows > 1 && rows * row_bytes * 2 > LAUNCH_BYTES_MAX) {
-        fake_break("a launch reads and writes %llu bytes: that is longer than 1 ms",
-                   (unsigned long long)(rows * row_bytes * 2));
+    if (fake.behaviour.daemon && bytes * 2 > LAUNCH_BYTES_MAX) {
+        fake_break("a launch reads and writes %llu bytes: that is longer than 1 ms", (unsigned long long)(bytes * 2));
     }
 }
 
@@ -72,11 +108,9 @@ static cuda_address at_row(const void *base, uint64_t q, uint64_t carry, long lo
     return (cuda_address)(uintptr_t)base + q * (uint64_t)stride1 + carry * step0;
 }
 
-static int run_row(const struct fake_op *op, uint64_t q)
+static int run_row(const struct concat_mla_args *args, const struct concat_mla_range *range, uint64_t q)
 {
-    const struct concat_mla_args *args = &op->args;
-    const struct concat_mla_range *range = &op->range;
-    unsigned vector = op->function->vector_bytes;
+    unsigned vector = range->vector_bytes;
     uint64_t carry = ((range->first_j + q) * range->dim1_multiplier) >> range->dim1_shift;
     cuda_address out = at_row(args->out, q, carry, args->out_stride0, args->out_stride1, args->dim1);
     cuda_address a = at_row(args->a, q, carry, args->a_stride0, args->a_stride1, args->dim1);
@@ -100,15 +134,17 @@ static int run_row(const struct fake_op *op, uint64_t q)
     return CUDA_RESULT_OK;
 }
 
+/* The calls of a launch run in any order: here the last one first, so that who counts on another order sees it. */
 int fake_run_kernel(const struct fake_op *op)
 {
     int result = CUDA_RESULT_OK;
-    if (op->range.units == 0) {
-        return result;
-    }
-    uint64_t rows = op->range.units / row_units(op);
-    for (uint64_t q = 0; q < rows && result == CUDA_RESULT_OK; q++) {
-        result = run_row(op, q);
+    for (unsigned call = CONCAT_MLA_MANY_CALLS; call-- > 0;) {
+        const struct concat_mla_args *args = &op->many.args[call];
+        const struct concat_mla_range *range = &op->many.range[call];
+        uint64_t rows = is_empty(op, call) ? 0 : range->units / row_units(args, range->vector_bytes);
+        for (uint64_t q = 0; q < rows && result == CUDA_RESULT_OK; q++) {
+            result = run_row(args, range, q);
+        }
     }
     return result;
 }

@@ -281,8 +281,7 @@ int fake_cuLaunchKernel(struct cuda_function *function, unsigned int grid_x, uns
         pthread_cond_wait(&fake.moved, &fake.lock);
     }
     struct fake_op op = {.kind = OP_KERNEL, .function = function, .grid = grid_x, .block = block_x};
-    memcpy(&op.args, parameters[0], sizeof(op.args));
-    memcpy(&op.range, parameters[1], sizeof(op.range));
+    fake_take_parameters(&op, parameters);
     function->launched = true;
     fake_check_launch(&op);
     result = add(stream, &op);

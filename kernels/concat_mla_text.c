@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* CMake names the files and rebuilds this one when they change. */
-#include "jit_embedded.h"
+#include "concat_mla_text.h"
 
 /* `name`: the bytes of the file, and a NUL. */
 #define EMBED(name, file)                            \
@@ -14,6 +14,6 @@
             ".size " #name ", . - " #name "\n"       \
             ".previous\n")
 
-EMBED(jit_embedded_source, JIT_SOURCE_FILE);
-EMBED(jit_embedded_header, JIT_HEADER_FILE);
-EMBED(jit_embedded_ptx, JIT_PTX_FILE);
+EMBED(concat_mla_text_source, TEXT_SOURCE_FILE);
+EMBED(concat_mla_text_header, TEXT_HEADER_FILE);
+EMBED(concat_mla_text_ptx, TEXT_PTX_FILE);
