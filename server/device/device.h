@@ -58,6 +58,8 @@ struct device_completion {
 
 struct device_ops {
     const char *kind;
+    /* The device has no engine of its own: calls move on only while somebody polls. */
+    bool works_in_poll;
 
     /* DEVICE_OK: *device is made and *info filled. DEVICE_NODEV: there is none, `err` says why. DEVICE_ERROR: stop the
      * start. */

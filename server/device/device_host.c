@@ -264,6 +264,7 @@ static int host_poll(struct device_stream *stream, struct device_completion *don
 
 const struct device_ops device_host_ops = {
     .kind = "host",
+    .works_in_poll = true,
     .open = host_open,
     .close = host_close,
     .mem_import = host_mem_import,

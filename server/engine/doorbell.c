@@ -2,14 +2,17 @@
 #include "doorbell.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Longer than a hand-over between two threads that both run. */
 #define SPIN_ALONE_NS 2000
+#define NS_PER_S 1000000000
 
 /* Tells the processor that this is a spin loop. */
 static inline void cpu_relax(void)
@@ -78,13 +81,31 @@ void doorbell_disarm(struct doorbell *doorbell)
     atomic_store(&doorbell->asleep, 0);
 }
 
-void doorbell_sleep(struct doorbell *doorbell)
+/* Forgets the rings so far; a signal may have ended the wait before the first: the caller looks at its mailboxes and
+ * comes back. */
+static void wake_up(struct doorbell *doorbell, int timeout_ms)
 {
     struct epoll_event event;
     uint64_t count;
-    /* A signal may end the wait early: the caller looks at its mailboxes and comes back. */
-    epoll_wait(doorbell->epoll_fd, &event, 1, -1);
+    epoll_wait(doorbell->epoll_fd, &event, 1, timeout_ms);
     ssize_t got = read(doorbell->event_fd, &count, sizeof(count));
     (void)got;
     doorbell_disarm(doorbell);
+}
+
+void doorbell_sleep(struct doorbell *doorbell)
+{
+    wake_up(doorbell, -1);
+}
+
+/* epoll_wait counts in milliseconds; an epoll can be polled itself. */
+void doorbell_nap(struct doorbell *doorbell, uint64_t ns)
+{
+    struct pollfd polled = {.fd = doorbell->epoll_fd, .events = POLLIN};
+    struct timespec time = {.tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S)};
+    if (ppoll(&polled, 1, &time, NULL) > 0) {
+        wake_up(doorbell, 0);
+    } else {
+        doorbell_disarm(doorbell);
+    }
 }

@@ -34,10 +34,11 @@ void doorbell_fini(struct doorbell *doorbell);
 void doorbell_ring(struct doorbell *doorbell);
 
 /* Receiver: 1. doorbell_arm, 2. look at every mailbox once more, 3. doorbell_sleep, or doorbell_disarm if something was
- * there. */
+ * there. doorbell_nap is a sleep of at most `ns`. */
 void doorbell_arm(struct doorbell *doorbell);
 void doorbell_disarm(struct doorbell *doorbell);
 void doorbell_sleep(struct doorbell *doorbell);
+void doorbell_nap(struct doorbell *doorbell, uint64_t ns);
 
 /* One turn of a loop that looks for work again and again, `waited_ns` after it began. What comes at once is found
  * without a system call; later on, whoever else could run here goes first: it may be the very thread that is waited

@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 #include "buffers.h"
 #include "clock.h"
@@ -10,10 +11,12 @@
 #include "thread.h"
 
 #define POLL_BATCH 32
+#define NAP_SLACK_NS 1000 /* the kernel's default would double a nap */
 
 static void give_back(struct worker *worker, struct call *call)
 {
     list_append(&worker->ended, &call->queue_link);
+    worker->moved = true;
 }
 
 /* After a stream's turn, when the worker will not touch it again for the calls that ended: with the last of them the
@@ -37,6 +40,7 @@ static void give_back_withdrawn(struct worker *worker, struct call *call)
 static void on_call(struct worker *worker, struct call *call)
 {
     struct stream *stream = call->stream;
+    worker->moved = true;
     list_append(&stream->queue, &call->queue_link);
     if (list_empty(&stream->active_link)) {
         list_append(&worker->active, &stream->active_link);
@@ -91,6 +95,7 @@ static void launch(struct worker *worker, struct stream *stream)
         list_remove(&call->queue_link);
         if (answer == DEVICE_OK) {
             list_append(&stream->launched, &call->queue_link);
+            worker->moved = true;
         } else {
             give_back(worker, call);
         }
@@ -136,9 +141,10 @@ static void drop_withdrawn(struct worker *worker, struct stream *stream)
 }
 
 /* One round over the streams with work. `withdrawn`: the count before the inbox was emptied, so that every call that it
- * counts is in its stream's queue by now. */
-static void drive(struct worker *worker, uint32_t withdrawn)
+ * counts is in its stream's queue by now. Returns true if the device has calls. */
+static bool drive(struct worker *worker, uint32_t withdrawn)
 {
+    bool launched = false;
     struct list_node *node = worker->active.next;
     while (node != &worker->active) {
         struct stream *stream = LIST_ENTRY(node, struct stream, active_link);
@@ -153,12 +159,14 @@ static void drive(struct worker *worker, uint32_t withdrawn)
         if (!list_empty(&stream->launched)) {
             reap(worker, stream);
         }
+        launched |= !list_empty(&stream->launched);
         if (list_empty(&stream->launched) && list_empty(&stream->queue)) {
             list_remove(&stream->active_link);
         }
         post_ended(worker);
     }
     worker->withdrawn_seen = withdrawn;
+    return launched;
 }
 
 static bool looks_on(const struct worker *worker, uint64_t waited_ns)
@@ -189,16 +197,39 @@ static void wait_for_work(struct worker *worker)
     }
 }
 
+/* Between two rounds over calls that are under way. */
+static void pause_round(struct worker *worker)
+{
+    uint64_t now_ns = clock_now_ns();
+    if (worker->moved) {
+        worker->moved = false;
+        worker->moved_ns = now_ns;
+        return;
+    }
+    uint64_t waited_ns = now_ns - worker->moved_ns;
+    if (looks_on(worker, waited_ns)) {
+        spin_pause(waited_ns);
+        return;
+    }
+    doorbell_arm(&worker->doorbell);
+    if (!mailbox_empty(&worker->inbox) || atomic_load(&worker->withdrawn) != worker->withdrawn_seen) {
+        doorbell_disarm(&worker->doorbell);
+        return;
+    }
+    doorbell_nap(&worker->doorbell, WORKER_NAP_NS);
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *worker = arg;
+    prctl(PR_SET_TIMERSLACK, NAP_SLACK_NS);
     while (!atomic_load_explicit(&worker->stopping, memory_order_relaxed)) {
         uint32_t withdrawn = atomic_load_explicit(&worker->withdrawn, memory_order_acquire);
         struct mail *mail;
         while ((mail = mailbox_take(&worker->inbox))) {
             on_call(worker, LIST_ENTRY(mail, struct call, mail));
         }
-        drive(worker, withdrawn);
+        bool launched = drive(worker, withdrawn);
         atomic_fetch_add_explicit(&worker->heartbeat, 1, memory_order_relaxed);
         if (worker->posted) {
             worker->posted = false;
@@ -206,6 +237,8 @@ static void *worker_main(void *arg)
         }
         if (list_empty(&worker->active)) {
             wait_for_work(worker);
+        } else if (!launched || !worker->ops->works_in_poll) {
+            pause_round(worker);
         }
     }
     return NULL;
@@ -259,9 +292,10 @@ struct call *worker_take(struct worker *worker)
 
 void worker_withdrawn(struct worker *worker)
 {
-    /* Pairs with worker_main: a worker that sees the count also sees the withdrawn claims. It is awake: it has the
-     * calls. */
-    atomic_fetch_add_explicit(&worker->withdrawn, 1, memory_order_release);
+    /* Pairs with worker_main: a worker that sees the count also sees the withdrawn claims. It does not sleep, for it
+     * has the calls, but it may nap. */
+    atomic_fetch_add(&worker->withdrawn, 1);
+    doorbell_ring(&worker->doorbell);
 }
 
 void worker_count_stream(struct worker *worker, int change)

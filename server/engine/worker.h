@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A thread that drives its streams: takes calls, launches, polls, gives back. While there is work it allocates
- * nothing, locks nothing and makes no system call. Streams with work take turns, one after the other.
+ * A thread that drives its streams: takes calls, launches, polls, gives back. While calls come and end it
+ * allocates nothing, locks nothing and makes no system call. Streams with work take turns, one after the other.
+ *
+ * A device wakes nobody when it has finished. So a worker whose calls are under way looks again and again: without a
+ * pause at first, and when nothing has happened for a while with naps between the looks; mail ends a nap. It sleeps
+ * only without calls.
  *
  * Owns:     its thread, its two mailboxes, its doorbell, and the worker's part of its streams.
  * Thread:   worker_post, worker_take, worker_withdrawn: the loop thread.
@@ -21,7 +25,11 @@
 #include "doorbell.h"
 #include "loop_bell.h"
 
-/* spin: awake while a stream is open; balanced: awake for spin_ns after the last event; sleep: sleeps at once. */
+/* How long a nap is. */
+#define WORKER_NAP_NS 50000
+
+/* spin: awake while a stream is open; balanced: awake for spin_ns after the last event; sleep: sleeps, or naps, at
+ * once. */
 enum worker_poll { WORKER_POLL_SPIN, WORKER_POLL_BALANCED, WORKER_POLL_SLEEP };
 
 struct worker {
@@ -44,6 +52,8 @@ struct worker {
     uint32_t withdrawn_seen;                        /* worker */
     struct list_node ended;                         /* worker: calls to post at the end of their stream's turn */
     bool posted;                                    /* worker: in this round; the loop must know */
+    bool moved;                                     /* worker: in this round a call came, was launched, or ended */
+    uint64_t moved_ns;                              /* worker: when that was last so */
 };
 
 /* RESOURCE_EXHAUSTED: no thread, no descriptors. */

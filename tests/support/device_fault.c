@@ -188,6 +188,7 @@ static int fault_poll(struct device_stream *stream, struct device_completion *do
 
 const struct device_ops device_fault_ops = {
     .kind = "fault",
+    .works_in_poll = true, /* as the host device does */
     .open = fault_open,
     .close = fault_close,
     .mem_import = fault_mem_import,
