@@ -58,6 +58,7 @@ static enum mlacat_status import_handle(struct device *device, const struct memo
 {
     struct cuda_ipc_handle handle;
     struct cuda_segment *segment;
+    bool known;
     if (request->chunks_nr != 0) {
         return error_set(err, MLACAT_INVALID_ARGUMENT, "the buffer has an IPC handle and %" PRIu32 " descriptors",
                          request->chunks_nr);
@@ -71,7 +72,7 @@ static enum mlacat_status import_handle(struct device *device, const struct memo
         return no_memory(err);
     }
     memcpy(handle.bytes, request->handle, sizeof(handle.bytes));
-    if (cuda_segments_get(&device->segments, &handle, request->buffer_id, &segment, err) != MLACAT_OK) {
+    if (cuda_segments_get(&device->segments, &handle, request->buffer_id, &segment, &known, err) != MLACAT_OK) {
         free(made);
         return err->code;
     }
@@ -87,6 +88,7 @@ static enum mlacat_status import_handle(struct device *device, const struct memo
     made->segment = segment;
     made->base = segment->base + request->offset_bytes;
     describe(info, request, NAMED_BY_SEGMENT, segment->serial, request->size_bytes);
+    info->known = known;
     *memory = made;
     return MLACAT_OK;
 }

@@ -289,21 +289,22 @@ static enum mlacat_status make(struct cuda_segments *segments, const struct cuda
 }
 
 enum mlacat_status cuda_segments_get(struct cuda_segments *segments, const struct cuda_ipc_handle *handle,
-                                     uint64_t buffer_id, struct cuda_segment **segment, struct error *err)
+                                     uint64_t buffer_id, struct cuda_segment **segment, bool *known, struct error *err)
 {
-    struct cuda_segment *known = find(segments, handle);
-    if (known && known->buffer_id != buffer_id) {
-        if (retire_now(segments, known, err) != MLACAT_OK) {
+    struct cuda_segment *found = find(segments, handle);
+    if (found && found->buffer_id != buffer_id) {
+        if (retire_now(segments, found, err) != MLACAT_OK) {
             return err->code;
         }
-        known = NULL;
+        found = NULL;
     }
-    if (!known && make(segments, handle, buffer_id, &known, err) != MLACAT_OK) {
+    *known = found != NULL;
+    if (!found && make(segments, handle, buffer_id, &found, err) != MLACAT_OK) {
         return err->code;
     }
-    wait_no_more(segments, known);
-    known->users++;
-    *segment = known;
+    wait_no_more(segments, found);
+    found->users++;
+    *segment = found;
     return MLACAT_OK;
 }
 

@@ -73,12 +73,13 @@ enum mlacat_status cuda_segments_init(struct cuda_segments *segments, struct dev
 void cuda_segments_fini(struct cuda_segments *segments);
 
 /*
- * The allocation behind `handle`, for one registration more. May wait for calls on memory that has gone.
+ * The allocation behind `handle`, for one registration more. *known: it was open already. May wait for calls on memory
+ * that has gone.
  * INVALID_ARGUMENT: not a handle of this device's memory. FAILED_PRECONDITION: the old memory at its place is still in
  * use. RESOURCE_EXHAUSTED: too many wait to be closed.
  */
 enum mlacat_status cuda_segments_get(struct cuda_segments *segments, const struct cuda_ipc_handle *handle,
-                                     uint64_t buffer_id, struct cuda_segment **segment, struct error *err);
+                                     uint64_t buffer_id, struct cuda_segment **segment, bool *known, struct error *err);
 /* One registration less. */
 void cuda_segments_put(struct cuda_segments *segments, struct cuda_segment *segment);
 

@@ -254,6 +254,7 @@ static uint64_t cuda_tend(struct device *device)
 
 const struct device_ops device_cuda_ops = {
     .kind = "cuda",
+    .import_holds_up = true,
     .open = cuda_open,
     .close = cuda_close,
     .mem_import = cuda_memory_import,

@@ -111,6 +111,7 @@ static enum mlacat_status map_file(int fd, const struct memory_request *request,
     info->memory.allocation_offset_bytes = 0;
     info->memory.size_bytes = request->size_bytes;
     info->charged_bytes = file_bytes;
+    info->known = false;
     return MLACAT_OK;
 }
 

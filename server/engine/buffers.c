@@ -46,7 +46,7 @@ static void release_if_unused(struct buffer *buffer)
         return;
     }
     buffer->state = BUFFER_RELEASING;
-    buffer->job = (struct control_job){.run = run_release, .done = on_released};
+    buffer->job = (struct control_job){.run = run_release, .done = on_released, .lane = buffer->lane};
     list_init(&buffer->job.link);
     control_post(&buffer->engine->control, &buffer->job);
 }
@@ -59,6 +59,7 @@ static void run_import(struct control_job *job)
         MLACAT_OK) {
         buffer->error.code = MLACAT_OK;
     }
+    job->was_free = buffer->info.known;
 }
 
 static void on_import_done(struct control_job *job)
@@ -75,7 +76,7 @@ static void on_import_done(struct control_job *job)
     }
 }
 
-enum mlacat_status buffer_import(struct engine *engine, const struct memory_request *request,
+enum mlacat_status buffer_import(struct engine *engine, struct control_lane *lane, const struct memory_request *request,
                                  const struct buffer_handlers *handlers, void *owner, struct buffer **buffer,
                                  struct error *err)
 {
@@ -94,7 +95,9 @@ enum mlacat_status buffer_import(struct engine *engine, const struct memory_requ
     made->owner = owner;
     made->state = BUFFER_IMPORTING;
     made->request = kept;
-    made->job = (struct control_job){.run = run_import, .done = on_import_done};
+    made->lane = lane;
+    made->job = (struct control_job){
+        .run = run_import, .done = on_import_done, .lane = lane, .is_import = engine->ops->import_holds_up};
     list_init(&made->job.link);
     engine_count_buffers(engine, 1);
     control_post(&engine->control, &made->job);

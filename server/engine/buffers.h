@@ -40,6 +40,7 @@ struct buffer_handlers {
 
 struct buffer {
     struct control_job job;
+    struct control_lane *lane;
     struct engine *engine;
     const struct buffer_handlers *handlers;
     void *owner;
@@ -56,8 +57,9 @@ struct buffer {
     struct error error;
 };
 
-/* Starts an import; takes the fds of `request` in every outcome. */
-enum mlacat_status buffer_import(struct engine *engine, const struct memory_request *request,
+/* Starts an import in the client's `lane`, where the release will be too; takes the fds of `request` in every outcome.
+ */
+enum mlacat_status buffer_import(struct engine *engine, struct control_lane *lane, const struct memory_request *request,
                                  const struct buffer_handlers *handlers, void *owner, struct buffer **buffer,
                                  struct error *err);
 

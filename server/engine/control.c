@@ -14,13 +14,47 @@ static uint64_t tend(struct control *control)
     return control->device ? control->ops->tend(control->device) : DEVICE_TEND_LATER;
 }
 
-/* With the mutex held: sleeps until a job is posted or the device wants to be tended again. */
-static void wait_for_job(struct control *control)
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* How long the lane's next job is held back. */
+static uint64_t held_ns(const struct control *control, const struct control_lane *lane, uint64_t now_ns)
+{
+    const struct control_job *job = LIST_ENTRY(lane->jobs.next, struct control_job, link);
+    if (!job->is_import || lane->hurried || control->stopping) {
+        return 0;
+    }
+    return token_bucket_wait_ns(&lane->imports, control->import_rate, now_ns);
+}
+
+/* The job whose turn it is; NULL: none, and *in_ns when one that is held back will be. */
+static struct control_job *take_job(struct control *control, uint64_t *in_ns)
+{
+    uint64_t now_ns = clock_now_ns();
+    control->news = false;
+    *in_ns = DEVICE_TEND_LATER;
+    for (struct list_node *node = control->turns.next; node != &control->turns; node = node->next) {
+        struct control_lane *lane = LIST_ENTRY(node, struct control_lane, turn);
+        uint64_t held = held_ns(control, lane, now_ns);
+        if (held == 0) {
+            list_remove(&lane->turn);
+            lane->running = true;
+            return LIST_ENTRY(list_take(&lane->jobs), struct control_job, link);
+        }
+        *in_ns = min_u64(*in_ns, held);
+    }
+    return NULL;
+}
+
+/* With the mutex held: sleeps until there is news, a job is held back no more, or the device wants to be tended. */
+static void wait_for_job(struct control *control, uint64_t in_ns)
 {
     pthread_mutex_unlock(&control->mutex);
-    uint64_t in_ns = tend(control);
+    in_ns = min_u64(in_ns, tend(control));
     pthread_mutex_lock(&control->mutex);
-    if (!list_empty(&control->todo) || control->stopping) {
+    if (control->news || control->stopping) {
         return;
     }
     if (in_ns == DEVICE_TEND_LATER) {
@@ -32,24 +66,38 @@ static void wait_for_job(struct control *control)
     pthread_cond_timedwait(&control->posted, &control->mutex, &until);
 }
 
+/* The lane goes behind all others, also behind those that came while its job ran. */
+static void end_turn(struct control *control, struct control_job *job)
+{
+    struct control_lane *lane = job->lane;
+    lane->running = false;
+    if (job->is_import && !job->was_free) {
+        token_bucket_take(&lane->imports, control->import_rate, clock_now_ns());
+    }
+    if (!list_empty(&lane->jobs)) {
+        list_append(&control->turns, &lane->turn);
+    }
+}
+
 static void *control_main(void *arg)
 {
     struct control *control = arg;
+    uint64_t in_ns;
     pthread_mutex_lock(&control->mutex);
     for (;;) {
-        struct list_node *node = list_take(&control->todo);
-        if (!node) {
+        struct control_job *job = take_job(control, &in_ns);
+        if (!job) {
             if (control->stopping) {
                 break;
             }
-            wait_for_job(control);
+            wait_for_job(control, in_ns);
             continue;
         }
         pthread_mutex_unlock(&control->mutex);
-        struct control_job *job = LIST_ENTRY(node, struct control_job, link);
         job->run(job);
         tend(control); /* jobs may come without a pause */
         pthread_mutex_lock(&control->mutex);
+        end_turn(control, job);
         list_append(&control->finished, &job->link);
         atomic_store(&control->any_finished, true);
         pthread_mutex_unlock(&control->mutex);
@@ -60,12 +108,21 @@ static void *control_main(void *arg)
     return NULL;
 }
 
+void control_lane_init(struct control_lane *lane)
+{
+    *lane = (struct control_lane){0};
+    list_init(&lane->jobs);
+    list_init(&lane->turn);
+}
+
 enum mlacat_status control_start(struct control *control, const struct device_ops *ops, struct device *device,
                                  struct loop_bell *bell, struct error *err)
 {
     pthread_condattr_t clock;
-    *control = (struct control){.bell = bell, .ops = ops, .device = device};
-    list_init(&control->todo);
+    *control =
+        (struct control){.bell = bell, .ops = ops, .device = device, .import_rate = {.burst = CONTROL_IMPORT_BURST}};
+    list_init(&control->turns);
+    control_lane_init(&control->own_lane);
     list_init(&control->finished);
     pthread_mutex_init(&control->mutex, NULL);
     pthread_condattr_init(&clock);
@@ -86,11 +143,39 @@ void control_stop(struct control *control)
     pthread_mutex_destroy(&control->mutex);
 }
 
-void control_post(struct control *control, struct control_job *job)
+/* With the mutex held. */
+static void tell(struct control *control)
+{
+    control->news = true;
+    pthread_cond_signal(&control->posted);
+}
+
+void control_set_import_rate(struct control *control, uint32_t imports_per_s)
 {
     pthread_mutex_lock(&control->mutex);
-    list_append(&control->todo, &job->link);
-    pthread_cond_signal(&control->posted);
+    control->import_rate.per_s = imports_per_s;
+    tell(control);
+    pthread_mutex_unlock(&control->mutex);
+}
+
+void control_hurry(struct control *control, struct control_lane *lane)
+{
+    pthread_mutex_lock(&control->mutex);
+    lane->hurried = true;
+    tell(control);
+    pthread_mutex_unlock(&control->mutex);
+}
+
+void control_post(struct control *control, struct control_job *job)
+{
+    struct control_lane *lane = job->lane ? job->lane : &control->own_lane;
+    job->lane = lane;
+    pthread_mutex_lock(&control->mutex);
+    list_append(&lane->jobs, &job->link);
+    if (!lane->running && list_empty(&lane->turn)) {
+        list_append(&control->turns, &lane->turn);
+    }
+    tell(control);
     pthread_mutex_unlock(&control->mutex);
 }
 

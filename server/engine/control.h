@@ -3,9 +3,14 @@
  * The device-control thread: everything on a device that may be slow or block, one job after the other; between them
  * what the device itself has to do (tend of device.h).
  *
- * Owns:     its thread and the two lists of jobs; a job lives in the object that it is about.
- * Thread:   control_post, control_take: the loop thread. A job's `run` is called on the control thread.
- * Lifetime: control_start -> control_stop, which runs every job that was posted first.
+ * Each client has a lane. The jobs of a lane run in order; the lanes take turns, one job each, so a client that asks
+ * for much delays another one by no more than the job that runs. Imports of a lane that would hold up the calls of
+ * others come at a bounded rate: a lane whose next job is an import too many waits, and the others go on.
+ *
+ * Owns:     its thread and the lists of jobs; a job lives in the object that it is about, a lane in its client.
+ * Thread:   the loop thread. A job's `run` is called on the control thread.
+ * Lifetime: control_start -> control_stop, which runs every job that was posted first. A lane may go when `done` of its
+ *           last job was called.
  * Errors:   a job keeps its own.
  */
 #ifndef MLACAT_ENGINE_CONTROL_H
@@ -14,16 +19,33 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "device.h"
 #include "list.h"
 #include "loop_bell.h"
 #include "status.h"
+#include "token_bucket.h"
+
+/* Imports that a client may make at once before import_rate holds it back. */
+#define CONTROL_IMPORT_BURST 256
+
+/* Under the mutex of its control. */
+struct control_lane {
+    struct list_node jobs;
+    struct list_node turn; /* among the lanes that have jobs; alone while one of its jobs runs */
+    bool running;
+    bool hurried;
+    struct token_bucket imports;
+};
 
 struct control_job {
     struct list_node link;
     void (*run)(struct control_job *job);  /* control thread */
     void (*done)(struct control_job *job); /* loop thread, after run; may free the job */
+    struct control_lane *lane;             /* NULL: of nobody in particular */
+    bool is_import;                        /* counts against the lane's import rate, unless run sets: */
+    bool was_free;                         /* it cost next to nothing */
 };
 
 /* A mutex and a condition variable: nothing here is on the path of a call. The lists are as long as there are buffers
@@ -32,10 +54,13 @@ struct control {
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t posted;
-    struct list_node todo;
+    struct list_node turns;       /* struct control_lane.turn: the next one first */
+    struct control_lane own_lane; /* of jobs without a lane */
+    bool news;                    /* since the thread last looked for a job */
     struct list_node finished;
     _Atomic bool any_finished; /* so that the loop takes the mutex only when there is something */
     bool stopping;
+    struct token_rate import_rate;
     struct loop_bell *bell;
     const struct device_ops *ops;
     struct device *device; /* NULL: none yet; the control thread's own once it runs */
@@ -44,6 +69,12 @@ struct control {
 enum mlacat_status control_start(struct control *control, const struct device_ops *ops, struct device *device,
                                  struct loop_bell *bell, struct error *err);
 void control_stop(struct control *control);
+
+void control_lane_init(struct control_lane *lane);
+/* Imports of each lane in a second; 0, as at the start: no limit. */
+void control_set_import_rate(struct control *control, uint32_t imports_per_s);
+/* The client is going: what it still has to do is not held back any more. */
+void control_hurry(struct control *control, struct control_lane *lane);
 
 void control_post(struct control *control, struct control_job *job);
 /* Calls `done` of every finished job. Returns true if there was one. */

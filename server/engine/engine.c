@@ -106,6 +106,7 @@ enum mlacat_status engine_start(struct engine *engine, const struct engine_optio
     if (control_start(&engine->control, options->ops, engine->device, options->bell, err) != MLACAT_OK) {
         goto fail;
     }
+    control_set_import_rate(&engine->control, options->import_rate);
     return MLACAT_OK;
 fail:
     stop_workers(engine);

@@ -27,7 +27,8 @@ struct engine_options {
     bool wait;        /* a device that is not there is no error */
     uint32_t workers; /* 1..ENGINE_WORKERS_MAX */
     enum worker_poll poll;
-    uint64_t spin_ns; /* poll = balanced */
+    uint64_t spin_ns;     /* poll = balanced */
+    uint32_t import_rate; /* imports of one client in a second; 0: no limit */
     struct loop_bell *bell;
 };
 

@@ -34,7 +34,7 @@ static void close_if_unused(struct stream *stream)
         return;
     }
     stream->at_control = true;
-    stream->job = (struct control_job){.run = run_close, .done = on_close_done};
+    stream->job = (struct control_job){.run = run_close, .done = on_close_done, .lane = stream->lane};
     list_init(&stream->job.link);
     control_post(&stream->engine->control, &stream->job);
 }
@@ -63,8 +63,9 @@ static void on_open_done(struct control_job *job)
     }
 }
 
-enum mlacat_status stream_open(struct engine *engine, uint32_t calls_nr, const struct stream_handlers *handlers,
-                               void *owner, struct stream **stream, struct error *err)
+enum mlacat_status stream_open(struct engine *engine, struct control_lane *lane, uint32_t calls_nr,
+                               const struct stream_handlers *handlers, void *owner, struct stream **stream,
+                               struct error *err)
 {
     struct stream *made = aligned_alloc(_Alignof(struct stream), sizeof(*made));
     struct call *calls = calloc(calls_nr, sizeof(*calls));
@@ -76,6 +77,7 @@ enum mlacat_status stream_open(struct engine *engine, uint32_t calls_nr, const s
     }
     memset(made, 0, sizeof(*made));
     made->engine = engine;
+    made->lane = lane;
     made->handlers = handlers;
     made->owner = owner;
     made->calls = calls;
@@ -89,7 +91,7 @@ enum mlacat_status stream_open(struct engine *engine, uint32_t calls_nr, const s
     list_init(&made->queue);
     list_init(&made->launched);
     made->worker = engine_assign_worker(engine);
-    made->job = (struct control_job){.run = run_open, .done = on_open_done};
+    made->job = (struct control_job){.run = run_open, .done = on_open_done, .lane = lane};
     list_init(&made->job.link);
     control_post(&engine->control, &made->job);
     *stream = made;

@@ -39,6 +39,7 @@ enum stream_state { STREAM_OPENING, STREAM_OPEN, STREAM_CLOSING };
 
 struct stream {
     struct control_job job;
+    struct control_lane *lane;
     struct engine *engine;
     struct worker *worker;
     const struct stream_handlers *handlers;
@@ -66,8 +67,10 @@ struct stream {
     struct error lost_error; /* worker: how */
 };
 
-enum mlacat_status stream_open(struct engine *engine, uint32_t calls_nr, const struct stream_handlers *handlers,
-                               void *owner, struct stream **stream, struct error *err);
+/* Opens in the client's `lane`, and will close there. */
+enum mlacat_status stream_open(struct engine *engine, struct control_lane *lane, uint32_t calls_nr,
+                               const struct stream_handlers *handlers, void *owner, struct stream **stream,
+                               struct error *err);
 
 /* A fresh call, BOUND, on the live list; NULL: all are in use. */
 struct call *stream_get_call(struct stream *stream);

@@ -8,6 +8,7 @@
 #ifndef MLACAT_MODEL_MEMORY_H
 #define MLACAT_MODEL_MEMORY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "op.h"
@@ -39,6 +40,7 @@ struct memory_request {
 struct memory_info {
     struct op_memory memory;
     uint64_t charged_bytes; /* counts against the client's limit: the whole file of a memfd */
+    bool known;             /* the device had the allocation open already: the import cost next to nothing */
 };
 
 #endif

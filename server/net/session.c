@@ -45,6 +45,11 @@ void session_answer(struct session *session, uint64_t request_id, const struct e
     conn_send(&session->conn, session->service->packet, size, NULL, 0);
 }
 
+struct control_lane *session_lane(struct session *session, const struct engine *engine)
+{
+    return &session->lanes[engine - session->service->engines];
+}
+
 /* --------------------------------------------------------------------------------------------- messages */
 
 static void on_hello(struct session *session, struct wire_message *message, struct conn_packet *packet)
@@ -279,6 +284,9 @@ void session_new(struct service *service, int fd, const struct peer *peer)
     handles_init(&session->buffers);
     handles_init(&session->streams);
     list_init(&session->stream_list);
+    for (uint32_t i = 0; i < SERVICE_ENGINES_MAX; i++) {
+        control_lane_init(&session->lanes[i]);
+    }
     list_init(&session->done);
     list_init(&session->unsent_link);
     list_append(&service->sessions, &session->link);
@@ -323,6 +331,9 @@ void session_end(struct session *session, const struct error *why)
     uv_close((uv_handle_t *)&session->timer, on_timer_closed);
     conn_close(&session->conn);
     completion_discard(session);
+    for (uint32_t i = 0; i < session->service->engines_nr; i++) {
+        control_hurry(&session->service->engines[i].control, &session->lanes[i]);
+    }
     session_close_streams(session);
     session_drop_buffers(session);
 }

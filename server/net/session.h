@@ -49,11 +49,12 @@ struct session {
     struct peer peer;
     char name[WIRE_NAME_BYTES];
 
-    struct handles buffers;       /* struct buffer by id */
-    struct handles streams;       /* struct stream by id */
-    struct list_node stream_list; /* struct stream.link: all that are not gone */
-    uint32_t streams_nr;          /* all that are not gone */
-    uint32_t buffers_nr;          /* all that are not gone, inline memory too */
+    struct handles buffers;                         /* struct buffer by id */
+    struct handles streams;                         /* struct stream by id */
+    struct list_node stream_list;                   /* struct stream.link: all that are not gone */
+    uint32_t streams_nr;                            /* all that are not gone */
+    uint32_t buffers_nr;                            /* all that are not gone, inline memory too */
+    struct control_lane lanes[SERVICE_ENGINES_MAX]; /* of service->engines */
     uint32_t imports_nr;
     uint64_t mapped_bytes;
     uint64_t calls_total;
@@ -79,6 +80,9 @@ void session_answer(struct session *session, uint64_t request_id, const struct e
 
 /* Makes session_check_deadlines run at deadline_ns, or earlier. */
 void session_arm_timer(struct session *session, uint64_t deadline_ns);
+
+/* The client's lane at the engine's control thread. */
+struct control_lane *session_lane(struct session *session, const struct engine *engine);
 
 /* session_memory.c */
 void session_register_buffer(struct session *session, struct wire_message *message, struct conn_packet *packet);

@@ -96,7 +96,8 @@ static enum mlacat_status import(struct session *session, struct engine *engine,
 {
     take_fds(memory, packet);
     memory->limit_bytes = room_bytes(session);
-    if (buffer_import(engine, memory, &buffer_handlers, session, buffer, err) != MLACAT_OK) {
+    if (buffer_import(engine, session_lane(session, engine), memory, &buffer_handlers, session, buffer, err) !=
+        MLACAT_OK) {
         return err->code;
     }
     session->buffers_nr++;

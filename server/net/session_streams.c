@@ -60,8 +60,8 @@ void session_open_stream(struct session *session, struct wire_message *message, 
     }
     struct engine *engine = service_find_engine(service, message->open_stream.device_uuid, &err);
     if (!engine || refuse_one_more(session, &err) != MLACAT_OK ||
-        stream_open(engine, service->limits.client.stream_calls, &stream_handlers, session, &stream, &err) !=
-            MLACAT_OK) {
+        stream_open(engine, session_lane(session, engine), service->limits.client.stream_calls, &stream_handlers,
+                    session, &stream, &err) != MLACAT_OK) {
         goto fail;
     }
     session->streams_nr++;

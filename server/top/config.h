@@ -48,6 +48,7 @@ struct config {
     uint64_t max_mapped;
     uint32_t max_stream_calls;
     uint32_t max_calls;
+    uint32_t import_rate;
     uint32_t hello_timeout_ms;
     uint32_t drain_timeout_ms;
     enum log_level log_level;

@@ -232,6 +232,9 @@ static void reload(struct daemon *daemon)
                   log_text(err.message));
     } else {
         set_limits(daemon);
+        for (uint32_t i = 0; i < daemon->engines_nr; i++) {
+            control_set_import_rate(&daemon->engines[i].control, daemon->config.import_rate);
+        }
         log_set_level(daemon->config.log_level);
     }
     systemd_notify("READY=1");
@@ -285,6 +288,7 @@ static enum mlacat_status start_engine(struct daemon *daemon, const struct devic
                                      .workers = config_workers(&daemon->config),
                                      .poll = polls[daemon->config.poll],
                                      .spin_ns = daemon->config.spin_us * UINT64_C(1000),
+                                     .import_rate = daemon->config.import_rate,
                                      .bell = &daemon->sleep.bell};
     if (engine_start(engine, &options, err) != MLACAT_OK) {
         return err->code;

@@ -12,6 +12,7 @@
 
 static struct device device;
 static struct error err;
+static bool known; /* of the last get */
 
 static int setup(void **state)
 {
@@ -32,7 +33,7 @@ static struct cuda_segment *get(uint32_t index, uint64_t buffer_id)
 {
     struct cuda_ipc_handle handle = driver_allocate(index, 4 * MIB);
     struct cuda_segment *segment = NULL;
-    if (cuda_segments_get(&device.segments, &handle, buffer_id, &segment, &err) != MLACAT_OK) {
+    if (cuda_segments_get(&device.segments, &handle, buffer_id, &segment, &known, &err) != MLACAT_OK) {
         fail_msg("%s", err.message);
     }
     return segment;
@@ -57,7 +58,9 @@ static void test_segments_opens_an_allocation_once(void **state)
 {
     (void)state;
     struct cuda_segment *first = get(1, 7);
+    assert_false(known);
     struct cuda_segment *second = get(1, 7);
+    assert_true(known);
     assert_ptr_equal(first, second);
     assert_int_equal(driver.calls[DRIVER_cuIpcOpenMemHandle], 1);
     assert_int_equal(first->size_bytes, 4 * MIB);
@@ -77,6 +80,7 @@ static void test_segments_unused_is_kept_for_a_moment_and_closed(void **state)
     assert_int_equal(tend_for(CUDA_IDLE_NS), 1);
     assert_int_equal(driver.allocations[1].opened, 0);
     cuda_segments_put(&device.segments, get(1, 7));
+    assert_false(known);
     assert_int_equal(driver.calls[DRIVER_cuIpcOpenMemHandle], 2);
 }
 
@@ -129,7 +133,7 @@ static void test_segments_pinned_old_memory_is_not_closed(void **state)
     struct cuda_segment *fresh;
     struct cuda_ipc_handle handle = driver_allocate(1, 4 * MIB);
     assert_true(cuda_segment_pin(old));
-    assert_int_equal(cuda_segments_get(&device.segments, &handle, 8, &fresh, &err), MLACAT_FAILED_PRECONDITION);
+    assert_int_equal(cuda_segments_get(&device.segments, &handle, 8, &fresh, &known, &err), MLACAT_FAILED_PRECONDITION);
     assert_int_equal(driver.calls[DRIVER_cuIpcCloseMemHandle], 0);
     assert_false(cuda_segment_pin(old)); /* but nothing new may use it */
     assert_int_equal(tend_for(1000 * CUDA_CLOSE_PACE_NS), 0);
@@ -148,7 +152,7 @@ static void test_segments_overlap_retires_the_old(void **state)
     struct cuda_ipc_handle handle = driver_allocate(2, 4 * MIB);
     driver.allocations[2].base = driver.allocations[1].base + 2 * MIB;
     struct cuda_segment *fresh;
-    assert_int_equal(cuda_segments_get(&device.segments, &handle, 9, &fresh, &err), MLACAT_OK);
+    assert_int_equal(cuda_segments_get(&device.segments, &handle, 9, &fresh, &known, &err), MLACAT_OK);
     assert_false(cuda_segment_pin(old));
     assert_int_equal(driver.allocations[1].opened, 0);
     assert_int_equal(driver.allocations[2].opened, 1);
@@ -163,7 +167,7 @@ static void test_segments_other_device_is_refused_and_closed(void **state)
     struct cuda_ipc_handle handle = driver_allocate(3, MIB);
     struct cuda_segment *segment;
     driver.allocations[3].ordinal = 1;
-    assert_int_equal(cuda_segments_get(&device.segments, &handle, 1, &segment, &err), MLACAT_INVALID_ARGUMENT);
+    assert_int_equal(cuda_segments_get(&device.segments, &handle, 1, &segment, &known, &err), MLACAT_INVALID_ARGUMENT);
     assert_non_null(strstr(err.message, "device 1"));
     assert_int_equal(driver.allocations[3].opened, 0);
 }
@@ -176,7 +180,8 @@ static void test_segments_too_many_unused_are_refused(void **state)
         cuda_segments_put(&device.segments, get(i, i));
     }
     struct cuda_ipc_handle handle = driver_allocate(CUDA_UNUSED_MAX, MIB);
-    assert_int_equal(cuda_segments_get(&device.segments, &handle, 1, &segment, &err), MLACAT_RESOURCE_EXHAUSTED);
+    assert_int_equal(cuda_segments_get(&device.segments, &handle, 1, &segment, &known, &err),
+                     MLACAT_RESOURCE_EXHAUSTED);
     cuda_segments_put(&device.segments, get(5, 5)); /* what is open costs nothing */
     tend_for(CUDA_IDLE_NS + CUDA_CLOSE_PACE_NS);
     cuda_segments_put(&device.segments, get(CUDA_UNUSED_MAX, 1));
@@ -192,7 +197,7 @@ static void test_segments_each_call_failing_in_turn(void **state)
     for (driver.fail_at = 1;; driver.fail_at++) {
         driver.total = 0;
         driver.now_ns += CUDA_CLOSE_PACE_NS;
-        if (cuda_segments_get(&device.segments, &handle, 1, &segment, &err) == MLACAT_OK) {
+        if (cuda_segments_get(&device.segments, &handle, 1, &segment, &known, &err) == MLACAT_OK) {
             break;
         }
         assert_int_equal(err.code, MLACAT_RESOURCE_EXHAUSTED);
@@ -211,7 +216,7 @@ static void test_segments_lost_context_marks_the_device(void **state)
     struct cuda_segment *segment;
     driver.fail_at = 1;
     driver.fail_result = 700;
-    assert_int_equal(cuda_segments_get(&device.segments, &handle, 1, &segment, &err), MLACAT_UNAVAILABLE);
+    assert_int_equal(cuda_segments_get(&device.segments, &handle, 1, &segment, &known, &err), MLACAT_UNAVAILABLE);
     assert_int_equal(err.scope, MLACAT_SCOPE_DEVICE);
     assert_true(atomic_load(&device.lost));
 }

@@ -147,6 +147,7 @@ static const struct device_ops paper_ops = {
 /* ------------------------------------------------------------------------------------------ the test's loop */
 
 static struct engine engine;
+static struct control_lane lane;
 static struct loop_bell bell;
 static struct stream *stream;
 static struct buffer *buffer;
@@ -213,7 +214,7 @@ static struct buffer *import(void)
     static const struct memory_request request = {.kind = MEMORY_HOST};
     struct buffer *made;
     struct error err;
-    assert_int_equal(buffer_import(&engine, &request, &buffer_handlers, NULL, &made, &err), MLACAT_OK);
+    assert_int_equal(buffer_import(&engine, &lane, &request, &buffer_handlers, NULL, &made, &err), MLACAT_OK);
     return made;
 }
 
@@ -241,8 +242,9 @@ static int setup(void **state)
     memset(&paper, 0, sizeof(paper));
     opened = streams_gone = imported = buffers_gone = done_nr = 0;
     bell.wake = no_wake;
+    control_lane_init(&lane);
     assert_int_equal(engine_start(&engine, &options, &err), MLACAT_OK);
-    assert_int_equal(stream_open(&engine, CALLS, &stream_handlers, NULL, &stream, &err), MLACAT_OK);
+    assert_int_equal(stream_open(&engine, &lane, CALLS, &stream_handlers, NULL, &stream, &err), MLACAT_OK);
     buffer = import();
     TURN_UNTIL(opened == 1 && imported == 1);
     return 0;
@@ -445,7 +447,7 @@ static void test_engine_stream_closed_while_opening_goes(void **state)
     struct stream *second;
     struct error err;
     (void)state;
-    assert_int_equal(stream_open(&engine, CALLS, &stream_handlers, NULL, &second, &err), MLACAT_OK);
+    assert_int_equal(stream_open(&engine, &lane, CALLS, &stream_handlers, NULL, &second, &err), MLACAT_OK);
     stream_close(second);
     TURN_UNTIL(streams_gone == 1);
     assert_int_equal(opened, 1);
@@ -458,7 +460,7 @@ static void test_engine_tells_a_stream_that_the_device_refuses(void **state)
     struct error err;
     (void)state;
     paper.refuse_open = 1;
-    assert_int_equal(stream_open(&engine, CALLS, &stream_handlers, NULL, &second, &err), MLACAT_OK);
+    assert_int_equal(stream_open(&engine, &lane, CALLS, &stream_handlers, NULL, &second, &err), MLACAT_OK);
     TURN_UNTIL(streams_gone == 1);
     assert_int_equal(opened, 2);
     assert_int_equal(paper.closed, 0);

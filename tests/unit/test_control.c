@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Whose turn it is on the control thread, under a clock that the test moves. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "control.h"
+
+#define LANES 3
+#define JOBS_MAX 1000
+#define MS UINT64_C(1000000)
+#define RATE 1000 /* one import each millisecond */
+
+struct job {
+    struct control_job job;
+    char name;
+    bool free_of_charge;
+};
+
+static struct control control;
+static struct control_lane lanes[LANES];
+static struct loop_bell bell;
+static struct job jobs[JOBS_MAX + 10];
+static uint32_t jobs_nr;
+static uint32_t done_nr;
+static char order[JOBS_MAX + 11]; /* names of the jobs as they ran */
+static _Atomic uint32_t ran_nr;
+static _Atomic bool gate_open;
+static _Atomic uint64_t now_ns;
+
+uint64_t __wrap_clock_now_ns(void);
+
+uint64_t __wrap_clock_now_ns(void)
+{
+    return now_ns;
+}
+
+static uint64_t tend(struct device *device)
+{
+    (void)device;
+    return MS;
+}
+
+static const struct device_ops ops = {.tend = tend};
+
+static void wake(void *arg)
+{
+    (void)arg;
+}
+
+static void run(struct control_job *job)
+{
+    struct job *mine = LIST_ENTRY(job, struct job, job);
+    while (!gate_open) {
+        sched_yield();
+    }
+    job->was_free = mine->free_of_charge;
+    order[ran_nr] = mine->name;
+    ran_nr++;
+}
+
+static void done(struct control_job *job)
+{
+    (void)job;
+    done_nr++;
+}
+
+static struct job *post(int lane, char name, bool is_import)
+{
+    struct job *job = &jobs[jobs_nr++];
+    *job =
+        (struct job){.job = {.run = run, .done = done, .lane = lane < 0 ? NULL : &lanes[lane], .is_import = is_import},
+                     .name = name};
+    list_init(&job->job.link);
+    control_post(&control, &job->job);
+    return job;
+}
+
+/* The alarm of main() ends a test that waits in vain. */
+static void wait_for_jobs(uint32_t nr)
+{
+    while (done_nr < nr) {
+        control_take(&control);
+        sched_yield();
+    }
+    assert_int_equal(done_nr, nr);
+}
+
+static void start(uint32_t rate, bool open)
+{
+    static struct device *const device = (struct device *)(void *)&bell; /* not NULL */
+    struct error err;
+    memset(lanes, 0, sizeof(lanes));
+    memset(order, 0, sizeof(order));
+    jobs_nr = done_nr = 0;
+    ran_nr = 0;
+    gate_open = open;
+    now_ns = 1000 * MS;
+    bell.wake = wake;
+    for (int i = 0; i < LANES; i++) {
+        control_lane_init(&lanes[i]);
+    }
+    assert_int_equal(control_start(&control, &ops, device, &bell, &err), MLACAT_OK);
+    control_set_import_rate(&control, rate);
+}
+
+static void stop(void)
+{
+    control_stop(&control);
+    assert_int_equal(ran_nr, jobs_nr);
+}
+
+/* However much one client asks for, another waits for the job that runs and for no more. */
+static void test_control_one_job_of_a_busy_client_goes_before(void **state)
+{
+    (void)state;
+    start(0, false);
+    for (int i = 0; i < 5; i++) {
+        post(0, 'a', true);
+    }
+    while (true) { /* until the first one runs, behind the gate */
+        pthread_mutex_lock(&control.mutex);
+        bool running = lanes[0].running;
+        pthread_mutex_unlock(&control.mutex);
+        if (running) {
+            break;
+        }
+    }
+    post(1, 'b', true);
+    gate_open = true;
+    wait_for_jobs(6);
+    assert_string_equal(order, "abaaaa");
+    stop();
+}
+
+static void test_control_lanes_take_turns_and_keep_their_order(void **state)
+{
+    (void)state;
+    start(0, false);
+    post(-1, '-', false);
+    for (int i = 0; i < 3; i++) {
+        post(0, (char)('a' + i), false);
+    }
+    for (int i = 0; i < 3; i++) {
+        post(1, (char)('k' + i), false);
+        post(2, (char)('x' + i), false);
+    }
+    gate_open = true;
+    wait_for_jobs(10);
+    /* The first may have begun before the others came; its lane has no more. */
+    assert_string_equal(order, "-akxblycmz");
+    stop();
+}
+
+static void test_control_imports_of_a_lane_keep_the_rate(void **state)
+{
+    (void)state;
+    start(RATE, true);
+    for (int i = 0; i < CONTROL_IMPORT_BURST + 2; i++) {
+        post(0, 'a', true);
+    }
+    wait_for_jobs(CONTROL_IMPORT_BURST);
+    post(1, 'b', true); /* the others go on */
+    wait_for_jobs(CONTROL_IMPORT_BURST + 1);
+    assert_int_equal(order[CONTROL_IMPORT_BURST], 'b');
+    post(0, 'c', false); /* behind the imports of its lane */
+    now_ns += MS - 1;
+    post(1, 'b', true);
+    wait_for_jobs(CONTROL_IMPORT_BURST + 2);
+    assert_int_equal(order[CONTROL_IMPORT_BURST + 1], 'b');
+    now_ns += 1;
+    wait_for_jobs(CONTROL_IMPORT_BURST + 3);
+    assert_int_equal(order[CONTROL_IMPORT_BURST + 2], 'a');
+    now_ns += MS;
+    wait_for_jobs(CONTROL_IMPORT_BURST + 5);
+    assert_string_equal(order + CONTROL_IMPORT_BURST + 3, "ac");
+    stop();
+}
+
+static void test_control_imports_without_cost_are_free(void **state)
+{
+    (void)state;
+    start(RATE, false);
+    for (int i = 0; i < JOBS_MAX; i++) {
+        post(0, 'a', true)->free_of_charge = true;
+    }
+    gate_open = true;
+    wait_for_jobs(JOBS_MAX);
+    stop();
+}
+
+static void fill_lane(void)
+{
+    start(1, true);
+    for (int i = 0; i < CONTROL_IMPORT_BURST + 2; i++) {
+        post(0, 'a', true);
+    }
+    wait_for_jobs(CONTROL_IMPORT_BURST);
+}
+
+static void test_control_holds_back_nothing_of_who_goes(void **state)
+{
+    (void)state;
+    fill_lane();
+    control_hurry(&control, &lanes[0]);
+    wait_for_jobs(CONTROL_IMPORT_BURST + 2);
+    stop();
+}
+
+static void test_control_new_rate_holds_at_once(void **state)
+{
+    (void)state;
+    fill_lane();
+    control_set_import_rate(&control, 0);
+    wait_for_jobs(CONTROL_IMPORT_BURST + 2);
+    stop();
+}
+
+static void test_control_stop_runs_what_is_held_back(void **state)
+{
+    (void)state;
+    fill_lane();
+    stop(); /* and looks */
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_control_one_job_of_a_busy_client_goes_before),
+        cmocka_unit_test(test_control_lanes_take_turns_and_keep_their_order),
+        cmocka_unit_test(test_control_imports_of_a_lane_keep_the_rate),
+        cmocka_unit_test(test_control_imports_without_cost_are_free),
+        cmocka_unit_test(test_control_holds_back_nothing_of_who_goes),
+        cmocka_unit_test(test_control_new_rate_holds_at_once),
+        cmocka_unit_test(test_control_stop_runs_what_is_held_back),
+    };
+    alarm(50);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
