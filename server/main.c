@@ -43,6 +43,6 @@ int main(int argc, char *argv[])
     }
     int exit_code = daemon_run(&daemon);
     daemon_fini(&daemon);
-    log_info("exit", "code=%d", exit_code);
+    daemon_log_exit(&daemon);
     return exit_code;
 }

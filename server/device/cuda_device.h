@@ -30,7 +30,8 @@ struct device {
     struct cuda_kernels kernels;
     struct cuda_fences fences;
     struct cuda_segments segments;
-    _Atomic bool lost; /* a result said that the context is unusable */
+    uint64_t checked_ns; /* control thread: whether the context is usable */
+    _Atomic bool lost;   /* a result said that the context is unusable */
 };
 
 /* Makes the device's context the calling thread's: what each call of the driver needs. Cheap when it is already. */

@@ -76,8 +76,9 @@ struct device_ops {
     /* No call in flight uses the memory. */
     void (*mem_release)(struct device *device, struct device_memory *memory);
     /* Does one piece of what a release left for later, if it is time. Called after each job and before the control
-     * thread sleeps, and again after the nanoseconds that it returns; DEVICE_TEND_LATER: not before the next job. */
-    uint64_t (*tend)(struct device *device);
+     * thread sleeps, and again after the nanoseconds that it returns; DEVICE_TEND_LATER: not before the next job. Looks
+     * about once a second whether the device is still there: when not, `err` is set, else it is left alone. */
+    uint64_t (*tend)(struct device *device, struct error *err);
 
     enum mlacat_status (*stream_open)(struct device *device, struct device_stream **stream, struct error *err);
     /* No call of the stream is in flight. */

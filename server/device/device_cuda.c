@@ -16,6 +16,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "clock.h"
 #include "cuda_device.h"
 #include "cuda_memory.h"
 #include "cuda_stream.h"
@@ -26,6 +27,7 @@
 #define UNKNOWN_BYTES_PER_MS ((uint64_t)100 << 20)
 /* What one multiprocessor reads and writes at best: MPS may give us few of them. */
 #define MULTIPROCESSOR_BYTES_PER_MS ((uint64_t)40 << 20)
+#define CHECK_NS UINT64_C(1000000000)
 
 /* Which context is the calling thread's: asking the driver each time would cost more than the rest of a poll. */
 static _Thread_local const struct device *entered;
@@ -246,10 +248,29 @@ static enum device_answer cuda_open(const char *uuid, struct device **device, st
     return DEVICE_OK;
 }
 
-static uint64_t cuda_tend(struct device *device)
+/* Another process under MPS may have taken the context with it, or the GPU has gone. Without calls nothing else would
+ * tell. The query of a stream that has no work asks the GPU for nothing. */
+static uint64_t check_context(struct device *device, struct error *err)
+{
+    uint64_t now_ns = clock_now_ns();
+    uint64_t since_ns = now_ns - device->checked_ns;
+    if (since_ns < CHECK_NS) {
+        return CHECK_NS - since_ns;
+    }
+    device->checked_ns = now_ns;
+    int result = device->cuda->cuStreamQuery(NULL);
+    if (cuda_error_is_lost(result)) {
+        cuda_device_fail(device, err, result, "cuStreamQuery", "%s cannot be used any more", device->uuid);
+    }
+    return CHECK_NS;
+}
+
+static uint64_t cuda_tend(struct device *device, struct error *err)
 {
     cuda_device_enter(device);
-    return cuda_segments_tend(&device->segments);
+    uint64_t check_in_ns = check_context(device, err);
+    uint64_t tend_in_ns = cuda_segments_tend(&device->segments);
+    return check_in_ns < tend_in_ns ? check_in_ns : tend_in_ns;
 }
 
 const struct device_ops device_cuda_ops = {

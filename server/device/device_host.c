@@ -87,8 +87,9 @@ static void host_mem_release(struct device *device, struct device_memory *memory
     host_memory_release(memory);
 }
 
-static uint64_t host_tend(struct device *device)
+static uint64_t host_tend(struct device *device, struct error *err)
 {
+    (void)err;
     (void)device;
     return DEVICE_TEND_LATER;
 }

@@ -11,7 +11,21 @@
 
 static uint64_t tend(struct control *control)
 {
-    return control->device ? control->ops->tend(control->device) : DEVICE_TEND_LATER;
+    if (!control->device || atomic_load_explicit(&control->is_lost, memory_order_relaxed)) {
+        return DEVICE_TEND_LATER;
+    }
+    uint64_t in_ns = control->ops->tend(control->device, &control->lost);
+    if (control->lost.code != MLACAT_OK) {
+        atomic_store(&control->is_lost, true); /* pairs with control_lost */
+        loop_bell_ring(control->bell);
+        return DEVICE_TEND_LATER;
+    }
+    return in_ns;
+}
+
+const struct error *control_lost(const struct control *control)
+{
+    return atomic_load(&control->is_lost) ? &control->lost : NULL;
 }
 
 static uint64_t min_u64(uint64_t a, uint64_t b)

@@ -61,6 +61,8 @@ struct control {
     _Atomic bool any_finished; /* so that the loop takes the mutex only when there is something */
     bool stopping;
     struct token_rate import_rate;
+    struct error lost; /* the control thread's until is_lost */
+    _Atomic bool is_lost;
     struct loop_bell *bell;
     const struct device_ops *ops;
     struct device *device; /* NULL: none yet; the control thread's own once it runs */
@@ -77,6 +79,8 @@ void control_set_import_rate(struct control *control, uint32_t imports_per_s);
 void control_hurry(struct control *control, struct control_lane *lane);
 
 void control_post(struct control *control, struct control_job *job);
+/* NULL, or how the device was found to be lost. */
+const struct error *control_lost(const struct control *control);
 /* Calls `done` of every finished job. Returns true if there was one. */
 bool control_take(struct control *control);
 

@@ -68,6 +68,10 @@ bool service_take(struct service *service)
     bool any = false;
     for (uint32_t i = 0; i < service->engines_nr; i++) {
         any |= engine_take(&service->engines[i]);
+        const struct error *lost = control_lost(&service->engines[i].control);
+        if (lost) {
+            service->on_device_lost(service->owner, lost);
+        }
     }
     if (!list_empty(&service->unsent)) {
         completion_flush(service);

@@ -54,7 +54,7 @@ struct service {
     struct loop_bell *bell;
     int pidfd;                     /* of this process, for clients to watch; -1: the kernel has none */
     void (*on_drain)(void *owner); /* an operator's client asks for it */
-    void (*on_device_lost)(void *owner, const struct error *why); /* a call failed with scope DEVICE; may come often */
+    void (*on_device_lost)(void *owner, const struct error *why); /* may come often */
     void *owner;
     bool had_packets; /* a client sent something: set here, cleared by who asks */
     bool draining;

@@ -108,6 +108,8 @@ static void on_stop_timeout(uv_timer_t *timer)
     struct daemon *daemon = timer->data;
     log_error("stop_timeout", "calls_at_workers=%u sessions=%u", service_calls_at_workers(&daemon->service),
               daemon->service.sessions_nr);
+    daemon->exit_code = 1;
+    daemon_log_exit(daemon);
     _exit(1);
 }
 
@@ -131,6 +133,7 @@ static void on_device_lost(void *owner, const struct error *why)
     if (daemon->exit_code == 0) {
         log_error("device_lost", "status=%s reason=%s", status_name(why->code), log_text(why->message));
         daemon->exit_code = 1;
+        daemon->lost = *why;
     }
 }
 
@@ -441,6 +444,18 @@ enum mlacat_status daemon_init(struct daemon *daemon, const struct config *confi
 fail:
     daemon_fini(daemon);
     return err->code;
+}
+
+void daemon_log_exit(const struct daemon *daemon)
+{
+    if (daemon->exit_code == 0) {
+        log_info("exit", "code=0");
+    } else if (daemon->lost.code == MLACAT_OK) {
+        log_error("exit", "code=%d reason=\"calls did not end\"", daemon->exit_code);
+    } else {
+        log_error("exit", "code=%d status=%s reason=%s", daemon->exit_code, status_name(daemon->lost.code),
+                  log_text(daemon->lost.message));
+    }
 }
 
 int daemon_run(struct daemon *daemon)

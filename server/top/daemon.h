@@ -49,6 +49,7 @@ struct daemon {
     struct listener listener;
     bool listening;
     int exit_code;
+    struct error lost; /* why exit_code is not 0 */
 };
 
 enum mlacat_status daemon_init(struct daemon *daemon, const struct config *config, int argc, char *const argv[],
@@ -56,5 +57,8 @@ enum mlacat_status daemon_init(struct daemon *daemon, const struct config *confi
 /* Until it has stopped. Returns the exit code: 0, or 1 when a device was lost. */
 int daemon_run(struct daemon *daemon);
 void daemon_fini(struct daemon *daemon);
+
+/* The last line: how it ends and, if badly, why. */
+void daemon_log_exit(const struct daemon *daemon);
 
 #endif

@@ -147,9 +147,9 @@ static enum mlacat_status fault_stream_open(struct device *device, struct device
     return faults.inner->stream_open(device, stream, err);
 }
 
-static uint64_t fault_tend(struct device *device)
+static uint64_t fault_tend(struct device *device, struct error *err)
 {
-    return faults.inner->tend(device);
+    return faults.inner->tend(device, err);
 }
 
 static void fault_stream_close(struct device_stream *stream)

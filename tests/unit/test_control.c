@@ -33,6 +33,7 @@ static uint32_t done_nr;
 static char order[JOBS_MAX + 11]; /* names of the jobs as they ran */
 static _Atomic uint32_t ran_nr;
 static _Atomic bool gate_open;
+static _Atomic bool device_gone;
 static _Atomic uint64_t now_ns;
 
 uint64_t __wrap_clock_now_ns(void);
@@ -42,9 +43,12 @@ uint64_t __wrap_clock_now_ns(void)
     return now_ns;
 }
 
-static uint64_t tend(struct device *device)
+static uint64_t tend(struct device *device, struct error *err)
 {
     (void)device;
+    if (device_gone) {
+        error_set_scoped(err, MLACAT_UNAVAILABLE, MLACAT_SCOPE_DEVICE, "it fell off the bus");
+    }
     return MS;
 }
 
@@ -102,6 +106,7 @@ static void start(uint32_t rate, bool open)
     jobs_nr = done_nr = 0;
     ran_nr = 0;
     gate_open = open;
+    device_gone = false;
     now_ns = 1000 * MS;
     bell.wake = wake;
     for (int i = 0; i < LANES; i++) {
@@ -230,6 +235,22 @@ static void test_control_stop_runs_what_is_held_back(void **state)
     stop(); /* and looks */
 }
 
+static void test_control_tells_of_a_lost_device_without_jobs(void **state)
+{
+    const struct error *lost;
+    (void)state;
+    start(0, true);
+    assert_null(control_lost(&control));
+    device_gone = true;
+    while (!(lost = control_lost(&control))) {
+        now_ns += MS;
+        sched_yield();
+    }
+    assert_string_equal(lost->message, "it fell off the bus");
+    assert_int_equal(lost->scope, MLACAT_SCOPE_DEVICE);
+    stop();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -240,6 +261,7 @@ int main(void)
         cmocka_unit_test(test_control_holds_back_nothing_of_who_goes),
         cmocka_unit_test(test_control_new_rate_holds_at_once),
         cmocka_unit_test(test_control_stop_runs_what_is_held_back),
+        cmocka_unit_test(test_control_tells_of_a_lost_device_without_jobs),
     };
     alarm(50);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -28,6 +28,8 @@ static struct {
     _Atomic int lost;        /* poll fails */
     _Atomic int refuse_open; /* stream_open fails */
     _Atomic int fail_import;
+    _Atomic bool gone;           /* tend finds no device */
+    _Atomic uint64_t tend_in_ns; /* 0: later */
     _Atomic int released;
     _Atomic int closed;
 } paper;
@@ -125,10 +127,13 @@ static int paper_poll(struct device_stream *stream, struct device_completion *do
     return nr;
 }
 
-static uint64_t paper_tend(struct device *device)
+static uint64_t paper_tend(struct device *device, struct error *err)
 {
     (void)device;
-    return DEVICE_TEND_LATER;
+    if (paper.gone) {
+        error_set_scoped(err, MLACAT_UNAVAILABLE, MLACAT_SCOPE_DEVICE, "paper flew away");
+    }
+    return paper.tend_in_ns ? paper.tend_in_ns : DEVICE_TEND_LATER;
 }
 
 static const struct device_ops paper_ops = {

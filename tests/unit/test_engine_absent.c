@@ -49,8 +49,9 @@ static void late_close(struct device *device)
     atomic_fetch_add(&closes, 1);
 }
 
-static uint64_t late_tend(struct device *device)
+static uint64_t late_tend(struct device *device, struct error *lost)
 {
+    (void)lost;
     assert_ptr_equal(device, &the_device);
     atomic_fetch_add(&tended, 1);
     return DEVICE_TEND_LATER;

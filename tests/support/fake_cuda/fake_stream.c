@@ -221,6 +221,9 @@ int fake_cuStreamQuery(struct cuda_stream *stream)
     if (result != CUDA_RESULT_OK) {
         return result;
     }
+    if (!stream) { /* the default one, which nobody uses */
+        return fake_leave(CUDA_RESULT_OK);
+    }
     if (!is_stream(stream)) {
         return fake_leave(CUDA_RESULT_INVALID_HANDLE);
     }
