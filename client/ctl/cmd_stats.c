@@ -32,11 +32,23 @@ static json_t *client_json(const struct mlacat_client_stats *client)
                      (json_int_t)client->calls, "calls_in_flight", (json_int_t)client->calls_in_flight);
 }
 
+static json_t *device_json(const struct mlacat_device_stats *device)
+{
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", device->device, "imports_first",
+                     (json_int_t)device->imports_first, "imports_known", (json_int_t)device->imports_known, "releases",
+                     (json_int_t)device->releases, "import_first_ns_p50", (json_int_t)device->import_first_ns_p50,
+                     "import_first_ns_p99", (json_int_t)device->import_first_ns_p99, "import_known_ns_p50",
+                     (json_int_t)device->import_known_ns_p50, "import_known_ns_p99",
+                     (json_int_t)device->import_known_ns_p99, "release_ns_p50", (json_int_t)device->release_ns_p50,
+                     "release_ns_p99", (json_int_t)device->release_ns_p99);
+}
+
 static void print_json(const struct mlacat_stats *stats)
 {
     json_t *ops = json_array();
     json_t *outcomes = json_object();
     json_t *clients = json_array();
+    json_t *devices = json_array();
 
     for (uint32_t i = 0; i < stats->ops_nr; i++)
         json_array_append_new(ops, op_json(&stats->ops[i]));
@@ -45,13 +57,15 @@ static void print_json(const struct mlacat_stats *stats)
                             json_integer((json_int_t)stats->outcomes[i]));
     for (uint32_t i = 0; i < stats->client_stats_nr; i++)
         json_array_append_new(clients, client_json(&stats->client_stats[i]));
-    ctl_print_json(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "uptime_us",
+    for (uint32_t i = 0; i < stats->devices_nr; i++)
+        json_array_append_new(devices, device_json(&stats->devices[i]));
+    ctl_print_json(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "uptime_us",
                              (json_int_t)stats->uptime_us, "clients", (json_int_t)stats->clients, "streams",
                              (json_int_t)stats->streams, "buffers", (json_int_t)stats->buffers, "mapped_bytes",
                              (json_int_t)stats->mapped_bytes, "calls_in_flight", (json_int_t)stats->calls_in_flight,
                              "clients_total", (json_int_t)stats->clients_total, "clients_refused",
                              (json_int_t)stats->clients_refused, "sessions_broken", (json_int_t)stats->sessions_broken,
-                             "ops", ops, "outcomes", outcomes, "client_stats", clients));
+                             "ops", ops, "outcomes", outcomes, "client_stats", clients, "devices", devices));
 }
 
 static void number(uint64_t value, char text[TEXT])
@@ -92,6 +106,38 @@ static void print_ops(const struct mlacat_stats *stats)
         measure_time_text((double)op->device_ns_p50, text[4], TEXT);
         measure_time_text((double)op->device_ns_p99, text[5], TEXT);
         table_row(&table, cells);
+    }
+    table_flush(&table, stdout);
+    table_fini(&table);
+    putchar('\n');
+}
+
+static void print_devices(const struct mlacat_stats *stats)
+{
+    static const struct table_column columns[] = {
+        {"device", 0, false}, {"memory", 0, false}, {"times", 0, true}, {"p50", 0, true}, {"p99", 0, true}};
+    struct table table;
+
+    table_init(&table, columns, 5);
+    for (uint32_t i = 0; i < stats->devices_nr; i++) {
+        const struct mlacat_device_stats *device = &stats->devices[i];
+        const struct {
+            const char *what;
+            uint64_t nr, p50_ns, p99_ns;
+        } rows[] = {
+            {"import", device->imports_first, device->import_first_ns_p50, device->import_first_ns_p99},
+            {"import, known", device->imports_known, device->import_known_ns_p50, device->import_known_ns_p99},
+            {"release", device->releases, device->release_ns_p50, device->release_ns_p99},
+        };
+        for (int r = 0; r < 3; r++) {
+            char text[3][TEXT];
+            const char *cells[] = {device->device, rows[r].what, text[0], text[1], text[2]};
+
+            number(rows[r].nr, text[0]);
+            measure_time_text((double)rows[r].p50_ns, text[1], TEXT);
+            measure_time_text((double)rows[r].p99_ns, text[2], TEXT);
+            table_row(&table, cells);
+        }
     }
     table_flush(&table, stdout);
     table_fini(&table);
@@ -160,6 +206,7 @@ int cmd_stats(const struct ctl_options *options)
     } else {
         print_summary(stats);
         print_ops(stats);
+        print_devices(stats);
         print_outcomes(stats);
         print_clients(stats);
     }

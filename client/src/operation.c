@@ -47,17 +47,22 @@ static void copy_client(struct mlacat_client_stats *to, const Mlacat__V1__Client
     to->calls_in_flight = from->calls_in_flight;
 }
 
-/* One piece of memory: the struct, then both arrays. */
-static struct mlacat_stats *copy_stats(const Mlacat__V1__Stats *from)
+static void copy_device(struct mlacat_device_stats *to, const Mlacat__V1__DeviceStats *from)
 {
-    size_t ops_bytes = from->n_ops * sizeof(struct mlacat_op_stats);
-    size_t clients_bytes = from->n_client_stats * sizeof(struct mlacat_client_stats);
-    struct mlacat_stats *to = calloc(1, sizeof(*to) + ops_bytes + clients_bytes);
-    if (to == NULL) {
-        return NULL;
-    }
-    struct mlacat_op_stats *ops = (struct mlacat_op_stats *)(void *)(to + 1);
-    struct mlacat_client_stats *clients = (struct mlacat_client_stats *)(void *)(ops + from->n_ops);
+    error_copy_text(to->device, sizeof(to->device), from->device_uuid);
+    to->imports_first = from->imports_first;
+    to->imports_known = from->imports_known;
+    to->releases = from->releases;
+    to->import_first_ns_p50 = from->import_first_ns_p50;
+    to->import_first_ns_p99 = from->import_first_ns_p99;
+    to->import_known_ns_p50 = from->import_known_ns_p50;
+    to->import_known_ns_p99 = from->import_known_ns_p99;
+    to->release_ns_p50 = from->release_ns_p50;
+    to->release_ns_p99 = from->release_ns_p99;
+}
+
+static void copy_counters(struct mlacat_stats *to, const Mlacat__V1__Stats *from)
+{
     to->uptime_us = from->uptime_us;
     to->clients = from->clients;
     to->streams = from->streams;
@@ -70,16 +75,37 @@ static struct mlacat_stats *copy_stats(const Mlacat__V1__Stats *from)
     for (size_t i = 0; i < from->n_outcomes; i++) {
         to->outcomes[error_status_of(from->outcomes[i]->code)] += from->outcomes[i]->count;
     }
+}
+
+/* One piece of memory: the struct, then the arrays. */
+static struct mlacat_stats *copy_stats(const Mlacat__V1__Stats *from)
+{
+    size_t ops_bytes = from->n_ops * sizeof(struct mlacat_op_stats);
+    size_t clients_bytes = from->n_client_stats * sizeof(struct mlacat_client_stats);
+    size_t devices_bytes = from->n_devices * sizeof(struct mlacat_device_stats);
+    struct mlacat_stats *to = calloc(1, sizeof(*to) + ops_bytes + devices_bytes + clients_bytes);
+    if (to == NULL) {
+        return NULL;
+    }
+    struct mlacat_op_stats *ops = (struct mlacat_op_stats *)(void *)(to + 1);
+    struct mlacat_device_stats *devices = (struct mlacat_device_stats *)(void *)(ops + from->n_ops);
+    struct mlacat_client_stats *clients = (struct mlacat_client_stats *)(void *)(devices + from->n_devices);
+    copy_counters(to, from);
     for (size_t i = 0; i < from->n_ops; i++) {
         copy_op(&ops[i], from->ops[i]);
     }
     for (size_t i = 0; i < from->n_client_stats; i++) {
         copy_client(&clients[i], from->client_stats[i]);
     }
+    for (size_t i = 0; i < from->n_devices; i++) {
+        copy_device(&devices[i], from->devices[i]);
+    }
     to->ops_nr = (uint32_t)from->n_ops;
     to->ops = ops;
     to->client_stats_nr = (uint32_t)from->n_client_stats;
     to->client_stats = clients;
+    to->devices_nr = (uint32_t)from->n_devices;
+    to->devices = devices;
     return to;
 }
 

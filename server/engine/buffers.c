@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "clock.h"
 #include "closer.h"
 #include "engine.h"
 
@@ -27,13 +28,17 @@ static void buffer_free(struct buffer *buffer)
 
 static void on_released(struct control_job *job)
 {
-    buffer_free(LIST_ENTRY(job, struct buffer, job));
+    struct buffer *buffer = LIST_ENTRY(job, struct buffer, job);
+    histogram_add(&buffer->engine->times.release, buffer->took_ns);
+    buffer_free(buffer);
 }
 
 static void run_release(struct control_job *job)
 {
     struct buffer *buffer = LIST_ENTRY(job, struct buffer, job);
+    uint64_t start_ns = clock_now_ns();
     buffer->engine->ops->mem_release(buffer->engine->device, buffer->memory);
+    buffer->took_ns = clock_now_ns() - start_ns;
 }
 
 static void release_if_unused(struct buffer *buffer)
@@ -55,11 +60,19 @@ static void run_import(struct control_job *job)
 {
     struct buffer *buffer = LIST_ENTRY(job, struct buffer, job);
     struct engine *engine = buffer->engine;
+    uint64_t start_ns = clock_now_ns();
     if (engine->ops->mem_import(engine->device, buffer->request, &buffer->memory, &buffer->info, &buffer->error) ==
         MLACAT_OK) {
         buffer->error.code = MLACAT_OK;
     }
+    buffer->took_ns = clock_now_ns() - start_ns;
     job->was_free = buffer->info.known;
+}
+
+static void count_import(struct engine *engine, const struct buffer *buffer)
+{
+    struct engine_times *times = &engine->times;
+    histogram_add(buffer->info.known ? &times->import_known : &times->import_first, buffer->took_ns);
 }
 
 static void on_import_done(struct control_job *job)
@@ -68,6 +81,9 @@ static void on_import_done(struct control_job *job)
     free(buffer->request);
     buffer->request = NULL;
     buffer->state = buffer->error.code == MLACAT_OK ? BUFFER_LIVE : BUFFER_FAILED;
+    if (buffer->state == BUFFER_LIVE) {
+        count_import(buffer->engine, buffer);
+    }
     /* Read before: the handler may drop the buffer, and then it may be freed. */
     bool unwanted = buffer->unwanted;
     buffer->handlers->on_imported(buffer);

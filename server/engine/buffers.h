@@ -53,6 +53,7 @@ struct buffer {
     struct memory_request *request; /* until the import */
     struct device_memory *memory;
     struct memory_info info;
+    uint64_t took_ns;       /* the import, later the release */
     uint64_t charged_bytes; /* by the owner, against its limit */
     struct error error;
 };

@@ -16,6 +16,7 @@
 
 #include "control.h"
 #include "device.h"
+#include "histogram.h"
 #include "loop_bell.h"
 #include "worker.h"
 
@@ -32,6 +33,13 @@ struct engine_options {
     struct loop_bell *bell;
 };
 
+/* How long the control thread was at memory, by what it did. */
+struct engine_times {
+    struct histogram import_first; /* the device opened something */
+    struct histogram import_known; /* of an allocation that was open */
+    struct histogram release;
+};
+
 struct engine {
     const struct device_ops *ops;
     struct device *device; /* NULL while not available */
@@ -43,6 +51,7 @@ struct engine {
     uint32_t workers_nr;
     uint32_t buffers_nr; /* not gone yet */
     uint32_t streams_nr; /* not gone yet */
+    struct engine_times times;
 
     /* While the control thread looks for the device: its own, but `opening`. */
     bool opening;

@@ -191,6 +191,19 @@ struct wire_op_stats {
     uint64_t device_ns_p99;
 };
 
+struct wire_device_stats {
+    const char *device_uuid;
+    uint64_t imports_first;
+    uint64_t imports_known;
+    uint64_t releases;
+    uint64_t import_first_ns_p50;
+    uint64_t import_first_ns_p99;
+    uint64_t import_known_ns_p50;
+    uint64_t import_known_ns_p99;
+    uint64_t release_ns_p50;
+    uint64_t release_ns_p99;
+};
+
 struct wire_status_count {
     uint32_t code;
     uint64_t count;
@@ -227,6 +240,8 @@ struct wire_stats {
     struct wire_status_count outcomes[WIRE_STATUS_COUNTS_MAX];
     uint32_t client_stats_nr;
     struct wire_client_stats client_stats[WIRE_CLIENT_STATS_MAX];
+    uint32_t devices_nr;
+    struct wire_device_stats devices[WIRE_DEVICES_MAX];
 };
 
 size_t wire_encode_stats(uint8_t *bytes, uint64_t request_id, const struct wire_stats *stats);

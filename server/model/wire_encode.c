@@ -208,6 +208,9 @@ struct stats_parts {
     Mlacat__V1__ClientStats clients[WIRE_CLIENT_STATS_MAX];
     Mlacat__V1__ClientStats *client_list[WIRE_CLIENT_STATS_MAX];
     char names[WIRE_CLIENT_STATS_MAX][WIRE_NAME_BYTES];
+    Mlacat__V1__DeviceStats devices[WIRE_DEVICES_MAX];
+    Mlacat__V1__DeviceStats *device_list[WIRE_DEVICES_MAX];
+    char device_uuids[WIRE_DEVICES_MAX][WIRE_UUID_BYTES];
 };
 
 static void fill_ops(struct stats_parts *parts, const struct wire_stats *stats)
@@ -256,6 +259,26 @@ static void fill_clients(struct stats_parts *parts, const struct wire_stats *sta
     }
 }
 
+static void fill_device_stats(struct stats_parts *parts, const struct wire_stats *stats)
+{
+    for (uint32_t i = 0; i < stats->devices_nr; i++) {
+        const struct wire_device_stats *source = &stats->devices[i];
+        Mlacat__V1__DeviceStats *device = &parts->devices[i];
+        mlacat__v1__device_stats__init(device);
+        device->device_uuid = copy_text(source->device_uuid, parts->device_uuids[i], WIRE_UUID_BYTES);
+        device->imports_first = source->imports_first;
+        device->imports_known = source->imports_known;
+        device->releases = source->releases;
+        device->import_first_ns_p50 = source->import_first_ns_p50;
+        device->import_first_ns_p99 = source->import_first_ns_p99;
+        device->import_known_ns_p50 = source->import_known_ns_p50;
+        device->import_known_ns_p99 = source->import_known_ns_p99;
+        device->release_ns_p50 = source->release_ns_p50;
+        device->release_ns_p99 = source->release_ns_p99;
+        parts->device_list[i] = device;
+    }
+}
+
 size_t wire_encode_stats(uint8_t *bytes, uint64_t request_id, const struct wire_stats *stats)
 {
     struct stats_parts parts; /* about 60 KiB, of which only what is used is touched */
@@ -263,10 +286,11 @@ size_t wire_encode_stats(uint8_t *bytes, uint64_t request_id, const struct wire_
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
 
     assert(stats->ops_nr <= WIRE_OP_STATS_MAX && stats->outcomes_nr <= WIRE_STATUS_COUNTS_MAX);
-    assert(stats->client_stats_nr <= WIRE_CLIENT_STATS_MAX);
+    assert(stats->client_stats_nr <= WIRE_CLIENT_STATS_MAX && stats->devices_nr <= WIRE_DEVICES_MAX);
     fill_ops(&parts, stats);
     fill_outcomes(&parts, stats);
     fill_clients(&parts, stats);
+    fill_device_stats(&parts, stats);
     body.uptime_us = stats->uptime_us;
     body.clients = stats->clients;
     body.streams = stats->streams;
@@ -282,6 +306,8 @@ size_t wire_encode_stats(uint8_t *bytes, uint64_t request_id, const struct wire_
     body.outcomes = parts.outcome_list;
     body.n_client_stats = stats->client_stats_nr;
     body.client_stats = parts.client_list;
+    body.n_devices = stats->devices_nr;
+    body.devices = parts.device_list;
     envelope.request_id = request_id;
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_STATS;
     envelope.stats = &body;

@@ -131,6 +131,26 @@ static void gather_ops(struct service *service, struct wire_stats *stats)
     }
 }
 
+static void gather_devices(const struct service *service, struct wire_stats *stats)
+{
+    for (uint32_t e = 0; e < service->engines_nr; e++) {
+        const struct engine *engine = &service->engines[e];
+        const struct engine_times *times = &engine->times;
+        stats->devices[stats->devices_nr++] = (struct wire_device_stats){
+            .device_uuid = engine->info.uuid,
+            .imports_first = times->import_first.total,
+            .imports_known = times->import_known.total,
+            .releases = times->release.total,
+            .import_first_ns_p50 = histogram_quantile(&times->import_first, 0.5),
+            .import_first_ns_p99 = histogram_quantile(&times->import_first, 0.99),
+            .import_known_ns_p50 = histogram_quantile(&times->import_known, 0.5),
+            .import_known_ns_p99 = histogram_quantile(&times->import_known, 0.99),
+            .release_ns_p50 = histogram_quantile(&times->release, 0.5),
+            .release_ns_p99 = histogram_quantile(&times->release, 0.99),
+        };
+    }
+}
+
 static void gather_clients(struct service *service, struct wire_stats *stats)
 {
     for (struct list_node *node = service->sessions.next; node != &service->sessions; node = node->next) {
@@ -166,5 +186,6 @@ size_t service_pack_stats(struct service *service, uint64_t request_id)
     };
     gather_ops(service, &stats);
     gather_clients(service, &stats);
+    gather_devices(service, &stats);
     return wire_encode_stats(service->packet, request_id, &stats);
 }

@@ -324,12 +324,18 @@ static void test_ctl_json_of_info_and_stats(void **state)
     expect(server->socket, "run concat_mla_k --tokens 1 --repeat 1", DONE);
     expect_json(server->socket, "stats --json", DONE,
                 "uptime_us clients streams buffers mapped_bytes calls_in_flight clients_total clients_refused "
-                "sessions_broken ops outcomes client_stats");
+                "sessions_broken ops outcomes client_stats devices");
     json_t *stats = parse_out();
     expect_keys(json_array_get(json_object_get(stats, "ops"), 0),
                 "op device calls bytes queue_ns_p50 queue_ns_p99 device_ns_p50 device_ns_p99");
     expect_keys(json_array_get(json_object_get(stats, "client_stats"), 0),
                 "name pid uid streams buffers mapped_bytes calls calls_in_flight");
+    json_t *device = json_array_get(json_object_get(stats, "devices"), 0);
+    expect_keys(device, "device imports_first imports_known releases import_first_ns_p50 import_first_ns_p99 "
+                        "import_known_ns_p50 import_known_ns_p99 release_ns_p50 release_ns_p99");
+    assert_string_equal(json_string_value(json_object_get(device, "device")), "host");
+    assert_true(json_integer_value(json_object_get(device, "imports_first")) >= 3); /* the operands of the run */
+    assert_true(json_integer_value(json_object_get(device, "import_first_ns_p99")) > 0);
     json_decref(stats);
 }
 

@@ -30,6 +30,7 @@ static struct {
     _Atomic int fail_import;
     _Atomic bool gone;           /* tend finds no device */
     _Atomic uint64_t tend_in_ns; /* 0: later */
+    _Atomic int known;           /* imports: open already */
     _Atomic int released;
     _Atomic int closed;
 } paper;
@@ -67,7 +68,7 @@ static enum mlacat_status paper_import(struct device *device, struct memory_requ
         return error_set(err, MLACAT_FAILED_PRECONDITION, "paper says no");
     }
     *memory = &paper_memory;
-    *info = (struct memory_info){.charged_bytes = 4096};
+    *info = (struct memory_info){.charged_bytes = 4096, .known = paper.known != 0};
     return MLACAT_OK;
 }
 
@@ -430,6 +431,27 @@ static void test_engine_fails_every_call_of_a_lost_device(void **state)
     }
 }
 
+static void test_engine_times_imports_and_releases_that_succeed(void **state)
+{
+    const struct engine_times *times = &engine.times;
+    (void)state;
+    assert_int_equal(times->import_first.total, 1); /* the setup's */
+    paper.known = 1;
+    struct buffer *second = import();
+    TURN_UNTIL(imported == 2);
+    assert_int_equal(times->import_first.total, 1);
+    assert_int_equal(times->import_known.total, 1);
+    assert_int_equal(times->release.total, 0);
+    buffer_drop(second);
+    TURN_UNTIL(buffers_gone == 1);
+    assert_int_equal(times->release.total, 1);
+    paper.fail_import = 1;
+    buffer_drop(import());
+    TURN_UNTIL(buffers_gone == 2);
+    assert_int_equal(times->import_known.total, 1);
+    assert_int_equal(times->release.total, 1);
+}
+
 static void test_engine_stream_closes_after_its_last_call(void **state)
 {
     (void)state;
@@ -536,6 +558,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_engine_launches_nothing_past_its_deadline, setup, teardown),
         cmocka_unit_test_setup_teardown(test_engine_one_refused_call_harms_no_other, setup, teardown),
         cmocka_unit_test_setup_teardown(test_engine_fails_every_call_of_a_lost_device, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_engine_times_imports_and_releases_that_succeed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_engine_stream_closes_after_its_last_call, setup, teardown),
         cmocka_unit_test_setup_teardown(test_engine_stream_closed_while_opening_goes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_engine_tells_a_stream_that_the_device_refuses, setup, teardown),

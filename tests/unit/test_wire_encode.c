@@ -96,6 +96,11 @@ static void test_wire_encode_stats_fits_at_maximum(void **state)
     for (uint32_t i = 0; i < WIRE_CLIENT_STATS_MAX; i++) {
         stats.client_stats[i].name = name;
     }
+    stats.devices_nr = WIRE_DEVICES_MAX;
+    for (uint32_t i = 0; i < WIRE_DEVICES_MAX; i++) {
+        stats.devices[i].device_uuid = name;
+    }
+    stats.devices[15].imports_known = 45;
     stats.client_stats[255].pid = 4711;
     stats.ops[31].calls = 42;
     stats.outcomes[31].count = 43;
@@ -109,6 +114,10 @@ static void test_wire_encode_stats_fits_at_maximum(void **state)
     assert_int_equal(strlen(envelope->stats->ops[31]->device_uuid), WIRE_UUID_BYTES - 1);
     assert_int_equal(envelope->stats->outcomes[31]->count, 43);
     assert_int_equal(envelope->stats->sessions_broken, 44);
+    assert_int_equal(envelope->stats->n_devices, WIRE_DEVICES_MAX);
+    assert_int_equal(envelope->stats->devices[15]->imports_known, 45);
+    assert_int_equal(strlen(envelope->stats->devices[15]->device_uuid), WIRE_UUID_BYTES - 1);
+    assert_true(envelope->stats->devices[0]->release_ns_p99 == UINT64_MAX);
     assert_true(envelope->stats->clients_total == UINT64_MAX);
     free_back(envelope);
 }

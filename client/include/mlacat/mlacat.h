@@ -308,6 +308,21 @@ struct mlacat_op_stats {
     uint64_t device_ns_p99;
 };
 
+/* What imports and releases of memory cost a device's control thread, without the wait for their turn. Only those that
+ * succeeded count. */
+struct mlacat_device_stats {
+    char device[64];
+    uint64_t imports_first; /* the device opened memory that it did not have */
+    uint64_t imports_known; /* of an allocation that was open already */
+    uint64_t releases;
+    uint64_t import_first_ns_p50;
+    uint64_t import_first_ns_p99;
+    uint64_t import_known_ns_p50;
+    uint64_t import_known_ns_p99;
+    uint64_t release_ns_p50;
+    uint64_t release_ns_p99;
+};
+
 struct mlacat_client_stats {
     char name[64];
     uint32_t pid;
@@ -334,6 +349,8 @@ struct mlacat_stats {
     const struct mlacat_op_stats *ops;
     uint32_t client_stats_nr;
     const struct mlacat_client_stats *client_stats;
+    uint32_t devices_nr; /* 0 also from a daemon that is older than this member */
+    const struct mlacat_device_stats *devices;
 };
 
 /* Statistics of the daemon; free with mlacat_stats_free. */
