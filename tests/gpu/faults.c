@@ -11,15 +11,13 @@
 #include "raw.h"
 #include "require.h"
 #include "server.h"
-#include "share.h"
+#include "share_register.h"
 
 static char uuid[SHARE_UUID_BYTES];
 
 static void start(struct server *server, const char *fault)
 {
-    char words[256];
-    snprintf(words, sizeof(words), "daemon;%s", fault);
-    setenv("MLACAT_FAKE_CUDA", words, 1);
+    setenv("MLACAT_FAKE_CUDA", fault, 1);
     server_start(server, "device = auto\n");
     unsetenv("MLACAT_FAKE_CUDA");
 }

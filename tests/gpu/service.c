@@ -15,7 +15,7 @@
 #include "raw.h"
 #include "require.h"
 #include "server.h"
-#include "share.h"
+#include "share_register.h"
 
 #define SKIPPED 77
 #define GUARD 256
@@ -478,24 +478,10 @@ static bool is_wanted(int argc, char *argv[], const char *name)
     return argc == 1;
 }
 
-/* With $MLACAT_FAKE_CUDA the driver is the one of tests/support/fake_cuda: then the daemon is watched by its rules,
- * which are not those of a client. */
 static void start_daemon(void)
 {
-    const char *fake = getenv("MLACAT_FAKE_CUDA");
-    char rules[256];
     uint64_t start_ms = now_ms();
-    if (fake) {
-        char *client = strdup(fake);
-        REQUIRE(client != NULL);
-        snprintf(rules, sizeof(rules), "daemon;%s", fake);
-        setenv("MLACAT_FAKE_CUDA", rules, 1);
-        server_start(&server, "device = auto\nlog_level = debug\n");
-        setenv("MLACAT_FAKE_CUDA", client, 1);
-        free(client);
-    } else {
-        server_start(&server, "device = auto\nlog_level = debug\n");
-    }
+    server_start(&server, "device = auto\nlog_level = debug\n");
     printf("started in %lu ms\n", (unsigned long)(now_ms() - start_ms));
 }
 

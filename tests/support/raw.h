@@ -38,6 +38,8 @@ enum dtype_number {
 #define RAW_CALLS_MAX 1000
 #define RAW_STATUSES 17
 
+struct share;
+
 struct ref {
     uint32_t id;
     uint32_t generation;
@@ -61,7 +63,8 @@ struct operand {
     struct ref buffer;
     bool is_inline; /* then descriptor `fd` of the packet, `size_bytes` of it */
     uint32_t fd;
-    bool is_cuda; /* inline, but a handle of device memory instead of the descriptor */
+    bool is_cuda; /* inline, but a handle of device memory instead of the descriptor: of `share`, or one of nobody */
+    const struct share *share;
     uint64_t size_bytes;
     uint64_t offset_bytes;
     uint64_t shape[3];
@@ -125,8 +128,14 @@ struct outcome raw_last_words(struct raw *raw);
 /* Waits for the end of the connection, whatever comes before. */
 void raw_expect_end(struct raw *raw);
 
+/* The device under test: "host", or the UUID of a GPU (gpu_memory.h). */
+const char *raw_device(void);
+
 struct outcome raw_hello(struct raw *raw, uint32_t version, uint64_t features, const char *name);
+/* `fd`: of memfd_make, whichever memory it stands for (gpu_memory.h). */
 struct outcome raw_register(struct raw *raw, int fd, uint64_t size_bytes, struct ref *buffer);
+/* Without waiting for the reply. */
+void raw_send_register(struct raw *raw, int fd, uint64_t size_bytes);
 struct outcome raw_unregister(struct raw *raw, struct ref buffer);
 struct outcome raw_open_stream(struct raw *raw, struct ref *stream);
 struct outcome raw_close_stream(struct raw *raw, struct ref stream);

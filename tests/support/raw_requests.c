@@ -2,10 +2,14 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "gpu_memory.h"
 #include "raw.h"
 #include "require.h"
 
-#define DEVICE ((char *)(uintptr_t) "host")
+const char *raw_device(void)
+{
+    return gpu_memory_used() ? gpu_memory_device() : "host";
+}
 
 /* A request that is answered with a body of its own, or with Answer. */
 static struct outcome ask(struct raw *raw, Mlacat__V1__Envelope *envelope, const int *fds, uint32_t fds_nr,
@@ -27,21 +31,63 @@ static struct outcome ask(struct raw *raw, Mlacat__V1__Envelope *envelope, const
     return outcome;
 }
 
+/* RegisterBuffer with the messages that it points to. */
+struct register_messages {
+    Mlacat__V1__HostMemory host;
+    Mlacat__V1__CudaIpcMemory ipc;
+    Mlacat__V1__Memory memory;
+    Mlacat__V1__RegisterBuffer message;
+    Mlacat__V1__Envelope envelope;
+};
+
+static void fill_ipc(Mlacat__V1__CudaIpcMemory *ipc, const struct share *share, uint64_t size_bytes)
+{
+    mlacat__v1__cuda_ipc_memory__init(ipc);
+    ipc->handle = (ProtobufCBinaryData){.len = sizeof(share->handle), .data = (uint8_t *)(uintptr_t)share->handle};
+    ipc->allocation_bytes = share->size;
+    ipc->size_bytes = size_bytes;
+    ipc->buffer_id = share->buffer_id;
+}
+
+/* Returns how many descriptors go with it. */
+static uint32_t fill_register(struct register_messages *to, int fd, uint64_t size_bytes)
+{
+    const struct share *share = gpu_memory_find(fd);
+    mlacat__v1__memory__init(&to->memory);
+    if (share) {
+        fill_ipc(&to->ipc, share, size_bytes);
+        to->memory.kind_case = MLACAT__V1__MEMORY__KIND_CUDA_IPC;
+        to->memory.cuda_ipc = &to->ipc;
+    } else {
+        mlacat__v1__host_memory__init(&to->host);
+        to->host.size_bytes = size_bytes;
+        to->memory.kind_case = MLACAT__V1__MEMORY__KIND_HOST;
+        to->memory.host = &to->host;
+    }
+    mlacat__v1__register_buffer__init(&to->message);
+    to->message.device_uuid = (char *)(uintptr_t)raw_device();
+    to->message.memory = &to->memory;
+    mlacat__v1__envelope__init(&to->envelope);
+    to->envelope.body_case = MLACAT__V1__ENVELOPE__BODY_REGISTER_BUFFER;
+    to->envelope.register_buffer = &to->message;
+    return share ? 0 : 1;
+}
+
+void raw_send_register(struct raw *raw, int fd, uint64_t size_bytes)
+{
+    struct register_messages messages;
+    uint32_t fds_nr = fill_register(&messages, fd, size_bytes);
+    messages.envelope.request_id = ++raw->last_request;
+    raw_send_envelope(raw, &messages.envelope, &fd, fds_nr);
+}
+
 struct outcome raw_register(struct raw *raw, int fd, uint64_t size_bytes, struct ref *buffer)
 {
-    Mlacat__V1__HostMemory host = MLACAT__V1__HOST_MEMORY__INIT;
-    Mlacat__V1__Memory memory = MLACAT__V1__MEMORY__INIT;
-    Mlacat__V1__RegisterBuffer message = MLACAT__V1__REGISTER_BUFFER__INIT;
-    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    struct register_messages messages;
     Mlacat__V1__Envelope *reply;
-    host.size_bytes = size_bytes;
-    memory.kind_case = MLACAT__V1__MEMORY__KIND_HOST;
-    memory.host = &host;
-    message.device_uuid = DEVICE;
-    message.memory = &memory;
-    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_REGISTER_BUFFER;
-    envelope.register_buffer = &message;
-    struct outcome outcome = ask(raw, &envelope, &fd, 1, MLACAT__V1__ENVELOPE__BODY_BUFFER_REGISTERED, &reply);
+    uint32_t fds_nr = fill_register(&messages, fd, size_bytes);
+    struct outcome outcome =
+        ask(raw, &messages.envelope, &fd, fds_nr, MLACAT__V1__ENVELOPE__BODY_BUFFER_REGISTERED, &reply);
     if (reply != NULL) {
         REQUIRE(reply->buffer_registered->size_bytes == size_bytes);
         *buffer = (struct ref){reply->buffer_registered->buffer->id, reply->buffer_registered->buffer->generation};
@@ -68,7 +114,7 @@ struct outcome raw_open_stream(struct raw *raw, struct ref *stream)
     Mlacat__V1__OpenStream message = MLACAT__V1__OPEN_STREAM__INIT;
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
     Mlacat__V1__Envelope *reply;
-    message.device_uuid = DEVICE;
+    message.device_uuid = (char *)(uintptr_t)raw_device();
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_OPEN_STREAM;
     envelope.open_stream = &message;
     struct outcome outcome = ask(raw, &envelope, NULL, 0, MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, &reply);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <string.h>
 
+#include "gpu_memory.h"
 #include "raw.h"
 #include "require.h"
 
@@ -18,10 +19,12 @@ struct call_messages {
 
 static void fill_cuda(struct call_messages *to, int i, const struct operand *from)
 {
-    static uint8_t handle[64] = {1};
+    static uint8_t nobodys[64] = {1};
+    uint8_t *handle = from->share ? (uint8_t *)(uintptr_t)from->share->handle : nobodys;
     mlacat__v1__cuda_ipc_memory__init(&to->cuda[i]);
-    to->cuda[i].handle = (ProtobufCBinaryData){.len = sizeof(handle), .data = handle};
-    to->cuda[i].allocation_bytes = from->size_bytes;
+    to->cuda[i].handle = (ProtobufCBinaryData){.len = sizeof(nobodys), .data = handle};
+    to->cuda[i].allocation_bytes = from->share ? from->share->size : from->size_bytes;
+    to->cuda[i].buffer_id = from->share ? from->share->buffer_id : 0;
     to->cuda[i].size_bytes = from->size_bytes;
     to->memory[i].kind_case = MLACAT__V1__MEMORY__KIND_CUDA_IPC;
     to->memory[i].cuda_ipc = &to->cuda[i];
@@ -95,10 +98,31 @@ size_t raw_pack_submit(uint8_t packet[RAW_PACKET_BYTES], struct ref stream, cons
     return mlacat__v1__envelope__pack(&envelope, packet);
 }
 
+/* Inline operands whose descriptor stands for GPU memory carry its handle. */
+static void name_handles(struct call *calls, size_t calls_nr, const int *fds, uint32_t fds_nr)
+{
+    for (size_t c = 0; c < calls_nr; c++) {
+        for (int i = 0; i < 3; i++) {
+            struct operand *operand = &calls[c].operand[i];
+            if (operand->is_inline && !operand->is_cuda && operand->fd < fds_nr) {
+                operand->share = gpu_memory_find(fds[operand->fd]);
+                operand->is_cuda = operand->share != NULL;
+            }
+        }
+    }
+}
+
 int raw_submit_fds(struct raw *raw, struct ref stream, const struct call *calls, size_t calls_nr, const int *fds,
                    uint32_t fds_nr)
 {
+    static struct call named[RAW_CALLS_MAX];
     uint8_t packet[RAW_PACKET_BYTES];
+    if (gpu_memory_used() && fds_nr > 0) {
+        REQUIRE(calls_nr <= RAW_CALLS_MAX);
+        memcpy(named, calls, calls_nr * sizeof(*calls));
+        name_handles(named, calls_nr, fds, fds_nr);
+        return raw_send(raw, packet, raw_pack_submit(packet, stream, named, calls_nr), NULL, 0);
+    }
     return raw_send(raw, packet, raw_pack_submit(packet, stream, calls, calls_nr), fds, fds_nr);
 }
 

@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "gpu_memory.h"
 #include "require.h"
 
 #define LISTEN_FD 3
@@ -39,7 +40,21 @@ void server_configure(struct server *server, const char *options)
     FILE *file = fopen(server->config, "we");
     REQUIRE(file != NULL, "%s", server->config);
     fprintf(file, "[mlacatd]\nsocket = %s\n%s", server->socket, options);
+    if (!strstr(options, "device =")) {
+        fprintf(file, "device = %s\n", gpu_memory_used() ? gpu_memory_device() : "host");
+    }
     REQUIRE(fclose(file) == 0);
+}
+
+/* The driver of tests/support/fake_cuda watches a daemon by its rules, which are not those of a client. */
+static void be_watched(void)
+{
+    const char *fake = getenv("MLACAT_FAKE_CUDA");
+    char words[512];
+    if (fake) {
+        snprintf(words, sizeof(words), "daemon;%s", fake);
+        setenv("MLACAT_FAKE_CUDA", words, 1);
+    }
 }
 
 __attribute__((noreturn)) static void run_program(const struct server *server, pid_t parent)
@@ -66,6 +81,8 @@ __attribute__((noreturn)) static void run_program(const struct server *server, p
     if (server->watchdog_us != NULL) {
         setenv("WATCHDOG_USEC", server->watchdog_us, 1);
     }
+    be_watched();
+    unsetenv("CUDA_DEVICE_MAX_CONNECTIONS"); /* share.c has set it for its own process */
     execl(server_program(), "mlacatd", "--config", server->config, (char *)NULL);
     _exit(127);
 }

@@ -7,9 +7,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "gpu_memory.h"
+#include "proc.h"
 #include "require.h"
 
-#define SLOW_ROWS ((uint64_t)6 << 20)
+/* Tens of milliseconds of short rows: on a CPU, on a GPU, and where the CPU plays the GPU. */
+#define SLOW_ROWS_HOST ((uint64_t)6 << 20)
+#define SLOW_ROWS_GPU ((uint64_t)256 << 20)
+#define SLOW_ROWS_FAKE ((uint64_t)512 << 10)
 
 const struct trial_shape small_shape = {
     .op = OP_CONCAT_MLA_K, .dtype = DTYPE_BF16, .d0 = 3, .d1 = 4, .w1 = 8, .w2 = 4, .seed = 1};
@@ -19,7 +24,20 @@ int memfd_make(size_t bytes, unsigned seals)
     int fd = memfd_create(MEMFD_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     REQUIRE(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0, "a memfd of %zu bytes", bytes);
     REQUIRE(seals == 0 || fcntl(fd, F_ADD_SEALS, seals) == 0);
+    if (gpu_memory_used()) {
+        gpu_memory_make(fd, bytes);
+    }
     return fd;
+}
+
+bool memfds_mapped(pid_t server, uint32_t nr)
+{
+    return gpu_memory_used() || proc_maps(server, MEMFD_NAME) == nr;
+}
+
+bool descriptors_open(pid_t server, uint32_t nr)
+{
+    return gpu_memory_used() || proc_fds(server) == nr;
 }
 
 static uint32_t element_bytes(uint32_t dtype)
@@ -103,6 +121,7 @@ void trial_refill(struct trial *trial, uint32_t seed)
     }
     memcpy(trial->expected, trial->memory, trial->bytes);
     expect(trial);
+    gpu_memory_upload(trial->fd);
 }
 
 static void map(struct trial *trial)
@@ -125,6 +144,7 @@ void trial_make(struct trial *trial, const struct trial_shape *shape)
 void trial_free(struct trial *trial)
 {
     munmap(trial->memory, trial->bytes);
+    gpu_memory_free(trial->fd);
     close(trial->fd);
     free(trial->expected);
 }
@@ -141,6 +161,7 @@ struct call trial_call(const struct trial *trial, struct ref buffer, uint64_t id
 
 bool trial_right(const struct trial *trial)
 {
+    gpu_memory_download(trial->fd);
     return memcmp(trial->memory, trial->expected, trial->bytes) == 0;
 }
 
@@ -148,6 +169,7 @@ bool trial_right(const struct trial *trial)
 bool trial_untouched(const struct trial *trial)
 {
     size_t row_bytes = trial->operand[0].shape[2] * element_bytes(trial->dtype);
+    gpu_memory_download(trial->fd);
     for (uint64_t i = 0; i < trial->operand[0].shape[0]; i++) {
         for (uint64_t j = 0; j < trial->operand[0].shape[1]; j++) {
             uint64_t at = position(trial, 0, i, j);
@@ -159,15 +181,24 @@ bool trial_untouched(const struct trial *trial)
     return true;
 }
 
+static uint64_t slow_rows(void)
+{
+    if (!gpu_memory_used()) {
+        return SLOW_ROWS_HOST;
+    }
+    return gpu_memory_is_fake() ? SLOW_ROWS_FAKE : SLOW_ROWS_GPU;
+}
+
 /* Both inputs are one row that is read again and again: only the output needs memory. */
 void slow_make(struct trial *trial)
 {
-    *trial = (struct trial){.op = OP_CONCAT_MLA_ABSORB_Q, .dtype = DTYPE_FP8_E4M3, .bytes = 3 * SLOW_ROWS + 64};
-    set_shape(&trial->operand[0], SLOW_ROWS, 1, 2, 3, 3); /* with gaps: row by row */
-    set_shape(&trial->operand[1], SLOW_ROWS, 1, 1, 0, 0);
-    set_shape(&trial->operand[2], SLOW_ROWS, 1, 1, 0, 0);
-    trial->operand[1].offset_bytes = 3 * SLOW_ROWS;
-    trial->operand[2].offset_bytes = 3 * SLOW_ROWS + 32;
+    uint64_t rows = slow_rows();
+    *trial = (struct trial){.op = OP_CONCAT_MLA_ABSORB_Q, .dtype = DTYPE_FP8_E4M3, .bytes = 3 * rows + 64};
+    set_shape(&trial->operand[0], rows, 1, 2, 3, 3); /* with gaps: row by row */
+    set_shape(&trial->operand[1], rows, 1, 1, 0, 0);
+    set_shape(&trial->operand[2], rows, 1, 1, 0, 0);
+    trial->operand[1].offset_bytes = 3 * rows;
+    trial->operand[2].offset_bytes = 3 * rows + 32;
     map(trial);
 }
 

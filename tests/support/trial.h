@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Memory for a call, filled from a seed, and the proof that the call wrote what it must and nothing else: every byte of
- * the memory is compared, gaps included.
+ * the memory is compared, gaps included. On the device under test, whichever that is (gpu_memory.h).
  *
- * Owns:     the memfd and its mapping.
+ * Owns:     the memfd and its mapping, and the GPU's memory if there is some.
  * Thread:   one thread for a trial.
  * Lifetime: trial_make or slow_make -> trial_free.
  * Errors:   a failed check (require.h).
@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "raw.h"
 
@@ -31,16 +32,21 @@ struct trial_shape {
 struct trial {
     int fd;
     size_t bytes;
-    uint8_t *memory;
+    uint8_t *memory;   /* on a GPU: the CPU's copy, which trial_refill sends and trial_right fetches */
     uint8_t *expected; /* what the memory must be after the call */
     uint32_t op;
     uint32_t dtype;
     struct operand operand[3]; /* all in the one memfd; the buffer is filled in by trial_call */
 };
 
-/* A memfd that a host device takes: of `bytes`, sealed against shrinking. "mlacat-test" is its name in /proc. */
+/* A memfd that a host device takes: of `bytes`, sealed against shrinking. "mlacat-test" is its name in /proc. When the
+ * device under test is a GPU there is memory of the GPU with it; its CPU's copy is what can be mapped here. */
 #define MEMFD_NAME "mlacat-test"
 int memfd_make(size_t bytes, unsigned seals);
+/* True if the daemon has so many of them mapped. What a GPU has mapped is in no file of /proc: always true. */
+bool memfds_mapped(pid_t server, uint32_t nr);
+/* True if the daemon has so many descriptors open. A driver opens and closes some as it likes: on a GPU always true. */
+bool descriptors_open(pid_t server, uint32_t nr);
 
 void trial_make(struct trial *trial, const struct trial_shape *shape);
 void trial_free(struct trial *trial);

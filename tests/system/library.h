@@ -12,6 +12,7 @@
 
 #include <mlacat/mlacat.h>
 
+#include "gpu_memory.h"
 #include "require.h"
 #include "server.h"
 #include "trial.h"
@@ -40,11 +41,24 @@ static inline struct mlacat_client *library_connect(const struct server *server,
     return client;
 }
 
+/* The trial's memory, of whichever device is under test (for a GPU after gpu_memory_own). */
+static inline struct mlacat_buffer *library_register(struct mlacat_client *client, const struct trial *trial)
+{
+    struct mlacat_buffer *buffer = NULL;
+    const struct share *share = gpu_memory_find(trial->fd);
+    if (share) {
+        MUST(mlacat_buffer_register_ptr(client, (void *)(uintptr_t)share->address, trial->bytes, &buffer));
+    } else {
+        MUST(mlacat_buffer_register_fd(client, NULL, trial->fd, trial->bytes, &buffer));
+    }
+    return buffer;
+}
+
 static inline void library_open(struct library *library, const struct server *server, const struct trial_shape *shape)
 {
     library->client = library_connect(server, 0);
     trial_make(&library->trial, shape);
-    MUST(mlacat_buffer_register_fd(library->client, NULL, library->trial.fd, library->trial.bytes, &library->buffer));
+    library->buffer = library_register(library->client, &library->trial);
     MUST(mlacat_stream_open(library->client, NULL, &library->stream));
 }
 

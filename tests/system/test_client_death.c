@@ -39,23 +39,6 @@ struct victim {
     enum step step;
 };
 
-static void send_register(struct raw *raw, int fd, uint64_t size_bytes)
-{
-    Mlacat__V1__HostMemory host = MLACAT__V1__HOST_MEMORY__INIT;
-    Mlacat__V1__Memory memory = MLACAT__V1__MEMORY__INIT;
-    Mlacat__V1__RegisterBuffer message = MLACAT__V1__REGISTER_BUFFER__INIT;
-    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
-    host.size_bytes = size_bytes;
-    memory.kind_case = MLACAT__V1__MEMORY__KIND_HOST;
-    memory.host = &host;
-    message.device_uuid = (char *)(uintptr_t) "host";
-    message.memory = &memory;
-    envelope.request_id = ++raw->last_request;
-    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_REGISTER_BUFFER;
-    envelope.register_buffer = &message;
-    raw_send_envelope(raw, &envelope, &fd, 1);
-}
-
 static void send_with_stream(struct raw *raw, struct ref stream, Mlacat__V1__Envelope__BodyCase body)
 {
     Mlacat__V1__StreamRef ref = MLACAT__V1__STREAM_REF__INIT;
@@ -65,7 +48,7 @@ static void send_with_stream(struct raw *raw, struct ref stream, Mlacat__V1__Env
     ref.id = stream.id;
     ref.generation = stream.generation;
     closing.stream = &ref;
-    opening.device_uuid = (char *)(uintptr_t) "host";
+    opening.device_uuid = (char *)(uintptr_t)raw_device();
     envelope.request_id = ++raw->last_request;
     envelope.body_case = body;
     if (body == MLACAT__V1__ENVELOPE__BODY_OPEN_STREAM) {
@@ -126,7 +109,7 @@ static void run_victim(void *arg)
     }
     if (victim->step == STEP_REGISTERING) {
         for (int i = 0; i < 20; i++) {
-            send_register(&raw, slow.fd, slow.bytes);
+            raw_send_register(&raw, slow.fd, slow.bytes);
         }
     } else if (victim->step > STEP_REGISTERING) {
         use_memory(&raw, &slow, victim->step);
@@ -161,8 +144,8 @@ static bool is_alone(struct neighbour *neighbour, pid_t server, uint32_t fds_nr)
     work(neighbour);
     struct counts counts = raw_stats(&neighbour->raw);
     return counts.clients == 1 && counts.streams == 1 && counts.buffers == 1 && counts.calls_in_flight == 0 &&
-           counts.mapped_bytes == neighbour->trial.bytes && proc_fds(server) == fds_nr &&
-           proc_maps(server, MEMFD_NAME) == 1;
+           counts.mapped_bytes == neighbour->trial.bytes && descriptors_open(server, fds_nr) &&
+           memfds_mapped(server, 1);
 }
 
 static void test_death_of_a_client_at_each_step(void **state)
@@ -206,7 +189,7 @@ static void test_death_drops_queued_calls(void **state)
     child_wait_ready(&child);
     child_kill(&child);
     WAIT_UNTIL(raw_stats(&watcher).clients == 1 && raw_stats(&watcher).streams == 0);
-    WAIT_UNTIL(proc_maps(server->pid, MEMFD_NAME) == 0);
+    WAIT_UNTIL(memfds_mapped(server->pid, 0));
     assert_true(raw_stats(&watcher).outcomes[STATUS_OK] < QUEUED); /* the one that ran, and few more */
     raw_close(&watcher);
 }
@@ -256,9 +239,9 @@ static void test_death_of_many_busy_clients(void **state)
         }
         WAIT_UNTIL(raw_stats(&watcher).clients == 1);
     }
-    WAIT_UNTIL(proc_maps(server->pid, MEMFD_NAME) == 0 && proc_fds(server->pid) == fds_nr);
+    WAIT_UNTIL(memfds_mapped(server->pid, 0) && descriptors_open(server->pid, fds_nr));
+    WAIT_UNTIL(raw_stats(&watcher).buffers == 0);
     struct counts counts = raw_stats(&watcher);
-    assert_int_equal(counts.buffers, 0);
     assert_int_equal(counts.streams, 0);
     assert_int_equal(counts.calls_in_flight, 0);
     assert_int_equal(counts.sessions_broken, 0);

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "gpu_memory.h"
 #include "proc.h"
 #include "require.h"
 #include "server.h"
@@ -144,9 +145,9 @@ static void test_limits_streams_and_buffers(void **state)
     assert_int_equal(raw_close_stream(&raw, kept[0]).code, STATUS_OK);
     raw_must_open_stream(&raw);
     assert_served(&neighbour);
-    WAIT_UNTIL(proc_maps(server.pid, MEMFD_NAME) == 3);
+    WAIT_UNTIL(memfds_mapped(server.pid, 3));
     raw_close(&raw);
-    WAIT_UNTIL(proc_maps(server.pid, MEMFD_NAME) == 0);
+    WAIT_UNTIL(memfds_mapped(server.pid, 0));
     assert_served(&neighbour);
     raw_close(&neighbour);
     close(fd);
@@ -199,6 +200,72 @@ static void test_limits_mapped_bytes(void **state)
     close(big);
     close(small);
     close(middle);
+    server_stop(&server);
+}
+
+#define IMPORT_BURST 256
+#define IMPORTS_HELD 40 /* at one each second */
+
+static int allocations[IMPORT_BURST + IMPORTS_HELD];
+
+/* Registers as much as it may at once, and then more, each an allocation of its own: what is open is free. */
+static void open_eager(struct raw *raw, const struct server *server)
+{
+    raw_open(raw, server->socket);
+    for (int i = 0; i < IMPORT_BURST + IMPORTS_HELD; i++) {
+        allocations[i] = memfd_make(4096, F_SEAL_SHRINK);
+        if (i < IMPORT_BURST) {
+            raw_must_register(raw, allocations[i], 4096);
+        } else {
+            raw_send_register(raw, allocations[i], 4096);
+        }
+    }
+}
+
+static void close_eager(struct raw *raw)
+{
+    raw_close(raw);
+    for (int i = 0; i < IMPORT_BURST + IMPORTS_HELD; i++) {
+        close(allocations[i]);
+    }
+}
+
+static void test_limits_imports_of_one_client_wait_alone(void **state)
+{
+    struct server server;
+    struct raw eager;
+    struct raw neighbour;
+    const uint64_t all = IMPORT_BURST + IMPORTS_HELD + 1;
+    (void)state;
+    server_start(&server, "import_rate = 1\n");
+    open_eager(&eager, &server);
+    raw_open(&neighbour, server.socket);
+    raw_must_register(&neighbour, allocations[0], 4096);
+    WAIT_UNTIL(raw_stats(&neighbour).buffers == all);
+    assert_true(raw_stats(&neighbour).mapped_bytes < all * 4096);
+    server_configure(&server, "import_rate = 0\n");
+    REQUIRE(kill(server.pid, SIGHUP) == 0);
+    WAIT_UNTIL(raw_stats(&neighbour).mapped_bytes == all * 4096);
+    close_eager(&eager);
+    WAIT_UNTIL(raw_stats(&neighbour).buffers == 1);
+    raw_close(&neighbour);
+    server_stop(&server);
+}
+
+/* Whoever goes is not held back: the test would wait longer than it may. */
+static void test_limits_held_imports_go_with_their_client(void **state)
+{
+    struct server server;
+    struct raw eager;
+    struct raw neighbour;
+    (void)state;
+    server_start(&server, "import_rate = 1\n");
+    open_eager(&eager, &server);
+    raw_open(&neighbour, server.socket);
+    WAIT_UNTIL(raw_stats(&neighbour).buffers == IMPORT_BURST + IMPORTS_HELD);
+    close_eager(&eager);
+    WAIT_UNTIL(raw_stats(&neighbour).buffers == 0);
+    raw_close(&neighbour);
     server_stop(&server);
 }
 
@@ -296,8 +363,8 @@ static void test_limits_many_clients_at_once(void **state)
     assert_int_equal(counts.outcomes[STATUS_OK], CLIENTS * CLIENT_CALLS);
     assert_int_equal(counts.calls_in_flight, 0);
     assert_int_equal(counts.sessions_broken, 0);
-    WAIT_UNTIL(proc_fds(server->pid) == fds_nr);
-    assert_int_equal(proc_maps(server->pid, MEMFD_NAME), 0);
+    WAIT_UNTIL(descriptors_open(server->pid, fds_nr));
+    assert_true(memfds_mapped(server->pid, 0));
     raw_close(&watcher);
 }
 
@@ -307,9 +374,17 @@ int main(void)
         cmocka_unit_test(test_limits_clients),
         cmocka_unit_test(test_limits_clients_leave_two_for_the_operator),
         cmocka_unit_test(test_limits_streams_and_buffers),
-        cmocka_unit_test(test_limits_mapped_bytes),
         cmocka_unit_test(test_limits_calls),
         WITH_SERVER(test_limits_many_clients_at_once),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest memfd_tests[] = {
+        cmocka_unit_test(test_limits_mapped_bytes),
+    };
+    const struct CMUnitTest gpu_tests[] = {
+        cmocka_unit_test(test_limits_imports_of_one_client_wait_alone),
+        cmocka_unit_test(test_limits_held_imports_go_with_their_client),
+    };
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    return failed + (gpu_memory_used() ? cmocka_run_group_tests(gpu_tests, NULL, NULL)
+                                       : cmocka_run_group_tests(memfd_tests, NULL, NULL));
 }

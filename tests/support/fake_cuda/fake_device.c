@@ -7,6 +7,9 @@
 
 #include "fake_inside.h"
 
+#define PUSHED_MAX 8
+#define CAPTURE_RELAXED 2 /* the last of CUstreamCaptureMode */
+
 static bool is_device(int device)
 {
     return device >= 0 && device < fake.behaviour.devices;
@@ -215,6 +218,81 @@ int fake_cuCtxGetCurrent(struct cuda_context **context)
         return result;
     }
     *context = fake_current;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuCtxGetDevice(int *device)
+{
+    int result = fake_enter_context(CALL_cuCtxGetDevice);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    *device = fake_current->device;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+/* What is below the current one. */
+static _Thread_local struct cuda_context *pushed[PUSHED_MAX];
+static _Thread_local unsigned pushed_nr;
+
+int fake_cuCtxPushCurrent(struct cuda_context *context)
+{
+    int result = fake_enter(CALL_cuCtxPushCurrent);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!context || context->retains == 0 || pushed_nr == PUSHED_MAX) {
+        return fake_leave(RESULT_INVALID_CONTEXT);
+    }
+    pushed[pushed_nr++] = fake_current;
+    fake_current = context;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuCtxPopCurrent(struct cuda_context **context)
+{
+    int result = fake_enter(CALL_cuCtxPopCurrent);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!fake_current) {
+        return fake_leave(RESULT_INVALID_CONTEXT);
+    }
+    if (context) {
+        *context = fake_current;
+    }
+    fake_current = pushed_nr > 0 ? pushed[--pushed_nr] : NULL;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuDevicePrimaryCtxGetState(int device, unsigned int *flags, int *active)
+{
+    int result = fake_enter(CALL_cuDevicePrimaryCtxGetState);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_device(device)) {
+        return fake_leave(RESULT_INVALID_DEVICE);
+    }
+    *flags = 0;
+    *active = fake.contexts[device].retains > 0;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+/* Nothing is captured here, so the mode is only kept. */
+int fake_cuThreadExchangeStreamCaptureMode(int *mode)
+{
+    static _Thread_local int current;
+    int result = fake_enter(CALL_cuThreadExchangeStreamCaptureMode);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (*mode < 0 || *mode > CAPTURE_RELAXED) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    int before = current;
+    current = *mode;
+    *mode = before;
     return fake_leave(CUDA_RESULT_OK);
 }
 

@@ -18,10 +18,15 @@
 
 enum pointer_attribute {
     POINTER_CONTEXT = 1,
+    POINTER_MEMORY_TYPE = 2,
     POINTER_IS_MANAGED = 8,
     POINTER_LEGACY_IPC = 10,
-    POINTER_HANDLE_TYPES = 14
+    POINTER_MAPPED = 13,
+    POINTER_HANDLE_TYPES = 14,
+    POINTER_MEMPOOL = 17
 };
+
+#define MEMORY_DEVICE 2 /* CUmemorytype */
 
 /* What is in the 64 bytes. */
 struct fake_handle {
@@ -385,6 +390,15 @@ int fake_cuPointerGetAttribute(void *value, int attribute, cuda_address address)
         break;
     case POINTER_CONTEXT:
         memcpy(value, &context, sizeof(context));
+        break;
+    case POINTER_MEMORY_TYPE:
+        *(unsigned *)value = MEMORY_DEVICE;
+        break;
+    case POINTER_MAPPED:
+        *(unsigned *)value = 1;
+        break;
+    case POINTER_MEMPOOL:
+        memset(value, 0, sizeof(void *));
         break;
     case POINTER_IS_MANAGED:
         *(unsigned *)value = 0;

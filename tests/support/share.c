@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -33,7 +34,16 @@ static const struct {
 } entries[] = {OWNER_CALLS(ENTRY)};
 static const struct cuda_api *cuda;
 
+#define SHARE_CONNECTIONS "2" /* what MPS gives a process by itself */
+static struct cuda_context *context;
+
 #define MUST(call) REQUIRE((call) == CUDA_RESULT_OK)
+
+/* Any thread may be the caller. */
+static void enter(void)
+{
+    MUST(cuda->cuCtxSetCurrent(context));
+}
 
 static bool find_calls(char *reason, size_t reason_size)
 {
@@ -56,26 +66,48 @@ static bool find_calls(char *reason, size_t reason_size)
     return true;
 }
 
-bool share_open(char uuid[SHARE_UUID_BYTES], char *reason, size_t reason_size)
+static bool find_driver(char *reason, size_t reason_size)
 {
     struct error err;
-    struct cuda_context *context;
-    struct cuda_uuid bytes;
-    int device;
+    /* A client's share, not the 32 that cuda_api_get would take for the service: under MPS three processes with so many
+     * are all that there is room for (server.c takes it back for the daemon). */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", SHARE_CONNECTIONS, 0);
     cuda = cuda_api_get(&err);
     if (!cuda) {
         snprintf(reason, reason_size, "%s", err.message);
+    }
+    return cuda && find_calls(reason, reason_size);
+}
+
+int share_devices(void)
+{
+    char reason[256];
+    int devices_nr = 0;
+    return find_driver(reason, sizeof(reason)) && cuda->cuDeviceGetCount(&devices_nr) == CUDA_RESULT_OK ? devices_nr
+                                                                                                        : 0;
+}
+
+bool share_open(char uuid[SHARE_UUID_BYTES], char *reason, size_t reason_size)
+{
+    return share_open_nth(0, uuid, reason, reason_size);
+}
+
+bool share_open_nth(int ordinal, char uuid[SHARE_UUID_BYTES], char *reason, size_t reason_size)
+{
+    struct cuda_uuid bytes;
+    int device;
+    if (!find_driver(reason, reason_size)) {
         return false;
     }
-    if (!find_calls(reason, reason_size)) {
+    int result = cuda->cuDeviceGet(&device, ordinal);
+    if (result == CUDA_RESULT_OK) {
+        result = cuda->cuDevicePrimaryCtxRetain(&context, device);
+    }
+    if (result != CUDA_RESULT_OK) {
+        snprintf(reason, reason_size, "there is no usable GPU %d: the driver says %d", ordinal, result);
         return false;
     }
-    if (cuda->cuDeviceGet(&device, 0) != CUDA_RESULT_OK ||
-        cuda->cuDevicePrimaryCtxRetain(&context, device) != CUDA_RESULT_OK) {
-        snprintf(reason, reason_size, "there is no usable GPU");
-        return false;
-    }
-    MUST(cuda->cuCtxSetCurrent(context));
+    enter();
     MUST(cuda->cuDeviceGetUuid(&bytes, device));
     int at = snprintf(uuid, SHARE_UUID_BYTES, "GPU-");
     for (int i = 0; i < 16; i++) {
@@ -90,6 +122,7 @@ bool share_try_alloc(struct share *share, size_t size)
     struct cuda_ipc_handle handle;
     memset(share, 0, sizeof(*share));
     cuda_address address = 0;
+    enter();
     if (owner.cuMemAlloc(&address, size) != CUDA_RESULT_OK) {
         return false;
     }
@@ -114,6 +147,7 @@ void share_alloc_chunks(struct share *share)
     struct cuda_access access = {.location = properties.location, .flags = CUDA_ACCESS_READ_WRITE};
     cuda_address address = 0;
     memset(share, 0, sizeof(*share));
+    enter();
     MUST(cuda->cuMemGetAllocationGranularity(&share->chunk_bytes, &properties, CUDA_GRANULARITY_MINIMUM));
     share->chunks_nr = SHARE_CHUNKS;
     share->size = SHARE_CHUNKS * share->chunk_bytes;
@@ -131,6 +165,7 @@ void share_alloc_chunks(struct share *share)
 
 void share_free(struct share *share)
 {
+    enter();
     if (share->chunks_nr == 0) {
         MUST(owner.cuMemFree(share->address));
         return;
@@ -149,7 +184,9 @@ void share_write(const struct share *share, size_t at, const void *from, size_t 
         memcpy((void *)(uintptr_t)(share->address + at), from, size);
         return;
     }
+    enter();
     MUST(owner.cuMemcpyHtoD(share->address + at, from, size));
+    MUST(cuda->cuStreamSynchronize(NULL)); /* it returns when the bytes are on their way: another process reads them */
 }
 
 void share_read(const struct share *share, size_t at, void *to, size_t size)
@@ -158,6 +195,7 @@ void share_read(const struct share *share, size_t at, void *to, size_t size)
         memcpy(to, (const void *)(uintptr_t)(share->address + at), size);
         return;
     }
+    enter();
     MUST(owner.cuMemcpyDtoH(to, share->address + at, size));
 }
 
@@ -182,99 +220,4 @@ double share_copy_us(const struct share *to, const struct share *from, size_t si
     }
     MUST(cuda->cuStreamSynchronize(stream));
     return (double)(clock_now_ns() - start_ns) / 1e3;
-}
-
-/* ------------------------------------------------------------------------------------------------------ registering */
-
-static struct outcome outcome_of(const Mlacat__V1__Envelope *reply)
-{
-    struct outcome outcome = {0};
-    REQUIRE(reply->body_case == MLACAT__V1__ENVELOPE__BODY_ANSWER && reply->answer->status != NULL);
-    outcome.code = reply->answer->status->code;
-    outcome.scope = reply->answer->status->scope;
-    snprintf(outcome.message, sizeof(outcome.message), "%s", reply->answer->status->message);
-    return outcome;
-}
-
-static struct outcome register_memory(struct raw *raw, const char *uuid, Mlacat__V1__Memory *memory, const int *fds,
-                                      uint32_t fds_nr, struct ref *buffer)
-{
-    Mlacat__V1__RegisterBuffer message = MLACAT__V1__REGISTER_BUFFER__INIT;
-    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
-    struct outcome outcome = {0};
-    message.device_uuid = (char *)(uintptr_t)uuid;
-    message.memory = memory;
-    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_REGISTER_BUFFER;
-    envelope.register_buffer = &message;
-    Mlacat__V1__Envelope *reply = raw_request(raw, &envelope, fds, fds_nr);
-    if (reply->body_case == MLACAT__V1__ENVELOPE__BODY_BUFFER_REGISTERED) {
-        *buffer = (struct ref){reply->buffer_registered->buffer->id, reply->buffer_registered->buffer->generation};
-    } else {
-        outcome = outcome_of(reply);
-    }
-    raw_free(reply);
-    return outcome;
-}
-
-static struct outcome register_chunks(struct raw *raw, const char *uuid, const struct share *share, size_t offset,
-                                      size_t size, size_t claimed, struct ref *buffer)
-{
-    Mlacat__V1__Memory memory = MLACAT__V1__MEMORY__INIT;
-    Mlacat__V1__CudaVmmMemory vmm = MLACAT__V1__CUDA_VMM_MEMORY__INIT;
-    Mlacat__V1__CudaVmmChunk chunks[SHARE_CHUNKS];
-    Mlacat__V1__CudaVmmChunk *pointers[SHARE_CHUNKS];
-    for (uint32_t i = 0; i < SHARE_CHUNKS; i++) {
-        mlacat__v1__cuda_vmm_chunk__init(&chunks[i]);
-        chunks[i].fd = i;
-        chunks[i].size_bytes = claimed / SHARE_CHUNKS;
-        pointers[i] = &chunks[i];
-    }
-    vmm.n_chunks = SHARE_CHUNKS;
-    vmm.chunks = pointers;
-    vmm.offset_bytes = offset;
-    vmm.size_bytes = size;
-    memory.kind_case = MLACAT__V1__MEMORY__KIND_CUDA_VMM;
-    memory.cuda_vmm = &vmm;
-    return register_memory(raw, uuid, &memory, share->fds, SHARE_CHUNKS, buffer);
-}
-
-struct outcome share_register(struct raw *raw, const char *uuid, const struct share *share, size_t offset, size_t size,
-                              size_t claimed, struct ref *buffer)
-{
-    Mlacat__V1__Memory memory = MLACAT__V1__MEMORY__INIT;
-    Mlacat__V1__CudaIpcMemory ipc = MLACAT__V1__CUDA_IPC_MEMORY__INIT;
-    if (share->chunks_nr > 0) {
-        return register_chunks(raw, uuid, share, offset, size, claimed, buffer);
-    }
-    ipc.handle.data = (uint8_t *)(uintptr_t)share->handle;
-    ipc.handle.len = sizeof(share->handle);
-    ipc.allocation_bytes = claimed;
-    ipc.offset_bytes = offset;
-    ipc.size_bytes = size;
-    ipc.buffer_id = share->buffer_id;
-    memory.kind_case = MLACAT__V1__MEMORY__KIND_CUDA_IPC;
-    memory.cuda_ipc = &ipc;
-    return register_memory(raw, uuid, &memory, NULL, 0, buffer);
-}
-
-struct ref share_must_register(struct raw *raw, const char *uuid, const struct share *share, size_t offset, size_t size)
-{
-    struct ref buffer = {0};
-    struct outcome outcome = share_register(raw, uuid, share, offset, size, share->size, &buffer);
-    REQUIRE(outcome.code == STATUS_OK, "%s", outcome.message);
-    return buffer;
-}
-
-struct ref share_must_open_stream(struct raw *raw, const char *uuid)
-{
-    Mlacat__V1__OpenStream message = MLACAT__V1__OPEN_STREAM__INIT;
-    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
-    message.device_uuid = (char *)(uintptr_t)uuid;
-    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_OPEN_STREAM;
-    envelope.open_stream = &message;
-    Mlacat__V1__Envelope *reply = raw_request(raw, &envelope, NULL, 0);
-    REQUIRE(reply->body_case == MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED);
-    struct ref stream = {reply->stream_opened->stream->id, reply->stream_opened->stream->generation};
-    raw_free(reply);
-    return stream;
 }

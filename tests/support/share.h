@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The client's side of GPU memory for tests: makes it, exports it, registers it over the bare protocol.
+ * The client's side of GPU memory for tests: makes it and exports it.
  *
- * Owns:     the first visible device's primary context; the memory until it is freed.
- * Thread:   one thread of a process; a forked child starts anew with share_open.
+ * Owns:     one device's primary context; the memory until it is freed.
+ * Thread:   any; share_open before the others. A forked child cannot use what its parent has opened.
  * Lifetime: share_open -> anything; the process's end gives all back.
  * Errors:   share_open returns false with a reason where there is no usable GPU; every other failure of the driver is a
  *           failed check (require.h).
@@ -15,10 +15,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "raw.h"
-
 #define SHARE_CHUNKS 3
 #define SHARE_UUID_BYTES 64
+#define SHARE_HANDLE_BYTES 64
 
 struct share {
     uint64_t address;
@@ -27,11 +26,15 @@ struct share {
     size_t chunk_bytes;
     int fds[SHARE_CHUNKS];
     uint64_t allocations[SHARE_CHUNKS];
-    unsigned char handle[64];
+    unsigned char handle[SHARE_HANDLE_BYTES];
     uint64_t buffer_id;
 };
 
+/* The first visible device, or another one: all that follows is on it. */
 bool share_open(char uuid[SHARE_UUID_BYTES], char *reason, size_t reason_size);
+bool share_open_nth(int ordinal, char uuid[SHARE_UUID_BYTES], char *reason, size_t reason_size);
+/* Visible devices; 0 without a driver. */
+int share_devices(void);
 
 /* cuMemAlloc with its IPC handle and BUFFER_ID; false: the driver has no such memory. */
 bool share_try_alloc(struct share *share, size_t size);
@@ -46,12 +49,5 @@ void share_read(const struct share *share, size_t at, void *to, size_t size);
 size_t share_free_bytes(void);
 /* Copies within the device, waits for the end, and says how long it took. */
 double share_copy_us(const struct share *to, const struct share *from, size_t size, int times);
-
-/* The part [offset, offset + size) as a buffer of device `uuid`; `claimed` is what the allocation is said to have. */
-struct outcome share_register(struct raw *raw, const char *uuid, const struct share *share, size_t offset, size_t size,
-                              size_t claimed, struct ref *buffer);
-struct ref share_must_register(struct raw *raw, const char *uuid, const struct share *share, size_t offset,
-                               size_t size);
-struct ref share_must_open_stream(struct raw *raw, const char *uuid);
 
 #endif
