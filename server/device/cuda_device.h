@@ -34,6 +34,9 @@ struct device {
     _Atomic bool lost;   /* a result said that the context is unusable */
 };
 
+/* What another GPU of this process is called, for messages. */
+void cuda_device_name(const struct device *device, int ordinal, char uuid[DEVICE_UUID_BYTES]);
+
 /* Makes the device's context the calling thread's: what each call of the driver needs. Cheap when it is already. */
 void cuda_device_enter(const struct device *device);
 

@@ -2,6 +2,7 @@
 #include "cuda_memory.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -133,6 +134,20 @@ static enum mlacat_status check_chunks(const struct memory_request *request, uin
     return check_limit(request, *sum, err);
 }
 
+static void refuse_place(const struct device *device, const struct cuda_allocation_properties *properties,
+                         uint32_t index, struct error *err)
+{
+    char place[DEVICE_UUID_BYTES];
+    if (properties->location.type == CUDA_LOCATION_DEVICE) {
+        cuda_device_name(device, properties->location.id, place);
+    } else {
+        snprintf(place, sizeof(place), "no GPU (location %d)", properties->location.type);
+    }
+    error_set(err, MLACAT_INVALID_ARGUMENT,
+              "chunk %" PRIu32 " is memory of %s, not of %s: register it with the device that it is on", index, place,
+              device->uuid);
+}
+
 /* Imports one chunk and maps it at `at`. The mapping keeps the memory, so the driver's handle goes at once. */
 static enum mlacat_status map_chunk(struct device *device, int fd, cuda_address at, uint64_t bytes, uint32_t index,
                                     struct error *err)
@@ -150,11 +165,7 @@ static enum mlacat_status map_chunk(struct device *device, int fd, cuda_address 
         cuda_device_fail(device, err, result, "cuMemGetAllocationPropertiesFromHandle", "chunk %" PRIu32, index);
     } else if (properties.location.type != CUDA_LOCATION_DEVICE || properties.location.id != device->ordinal) {
         result = CUDA_RESULT_INVALID_VALUE;
-        error_set(err, MLACAT_INVALID_ARGUMENT,
-                  "chunk %" PRIu32 " is memory of location %d:%d, not of %s (%d:%d): register it with the device that "
-                  "it is on",
-                  index, properties.location.type, properties.location.id, device->uuid, CUDA_LOCATION_DEVICE,
-                  device->ordinal);
+        refuse_place(device, &properties, index, err);
     } else {
         result = cuda->cuMemMap(at, bytes, 0, allocation, 0);
         if (result == CUDA_RESULT_NOT_SUPPORTED) { /* what driver 580 says to more bytes than the chunk has */

@@ -198,10 +198,11 @@ static enum mlacat_status check_opened(struct cuda_segments *segments, cuda_addr
         return cuda_device_fail(device, err, result, "cuPointerGetAttribute", "the device of the opened memory");
     }
     if (ordinal != device->ordinal || segment->base != address) {
+        char other[DEVICE_UUID_BYTES];
+        cuda_device_name(device, ordinal, other);
         return error_set(err, MLACAT_INVALID_ARGUMENT,
-                         "the buffer is memory of CUDA device %d of this service, not of %s (%d): register it with the "
-                         "device that it is on",
-                         ordinal, device->uuid, device->ordinal);
+                         "the buffer is memory of %s, not of %s: register it with the device that it is on", other,
+                         device->uuid);
     }
     return MLACAT_OK;
 }

@@ -97,4 +97,8 @@ struct device_ops {
 extern const struct device_ops device_host_ops;
 extern const struct device_ops device_cuda_ops;
 
+/* Fills in what the GPUs are called that this process sees, at most `max` of them, and returns their number. 0: none,
+ * and `err` says why. */
+uint32_t device_cuda_list(char (*uuids)[DEVICE_UUID_BYTES], uint32_t max, struct error *err);
+
 #endif

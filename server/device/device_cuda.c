@@ -58,11 +58,11 @@ enum mlacat_status cuda_device_fail(struct device *device, struct error *err, in
 
 /* ------------------------------------------------------------------------------------------------------ which GPU */
 
-static void format_uuid(const struct cuda_uuid *uuid, char text[DEVICE_UUID_BYTES])
+static void format_uuid(const char *prefix, const struct cuda_uuid *uuid, char text[DEVICE_UUID_BYTES])
 {
     const unsigned char *b = uuid->bytes;
-    snprintf(text, DEVICE_UUID_BYTES, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0],
-             b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    snprintf(text, DEVICE_UUID_BYTES, "%s-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", prefix,
+             b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 }
 
 static const char *after_prefix(const char *uuid)
@@ -71,40 +71,90 @@ static const char *after_prefix(const char *uuid)
     return prefix ? uuid + 4 : uuid;
 }
 
-/* A part of a GPU (MIG) has a UUID of its own, which the driver gives without its other prefix. */
+/* Whatever the prefix: the driver gives the UUID of a part of a GPU (MIG) too, but no prefix with it. */
 static bool is_named(const struct device *device, const char *uuid)
 {
     const char *name = after_prefix(uuid);
     return name[0] != '\0' && strncasecmp(after_prefix(device->uuid), name, strlen(name)) == 0;
 }
 
+/* Of a part of a GPU it is the GPU's name, " MIG ", and what part ("1g.10gb"). */
+static void read_name(const struct device *device, char name[DEVICE_NAME_BYTES])
+{
+    if (device->cuda->cuDeviceGetName(name, DEVICE_NAME_BYTES, device->ordinal) != CUDA_RESULT_OK) {
+        snprintf(name, DEVICE_NAME_BYTES, "NVIDIA GPU");
+    }
+    name[DEVICE_NAME_BYTES - 1] = '\0';
+}
+
 static enum mlacat_status read_uuid(struct device *device, struct error *err)
 {
     struct cuda_uuid uuid;
+    char name[DEVICE_NAME_BYTES];
     int result = device->cuda->cuDeviceGetUuid(&uuid, device->ordinal);
     if (result != CUDA_RESULT_OK) {
         return cuda_device_fail(device, err, result, "cuDeviceGetUuid", "CUDA device %d", device->ordinal);
     }
-    format_uuid(&uuid, device->uuid);
+    read_name(device, name);
+    format_uuid(strstr(name, " MIG ") ? "MIG" : "GPU", &uuid, device->uuid);
     return MLACAT_OK;
+}
+
+static enum mlacat_status look_at(struct device *device, int ordinal, struct error *err)
+{
+    int result = device->cuda->cuDeviceGet(&device->ordinal, ordinal);
+    if (result != CUDA_RESULT_OK) {
+        return cuda_device_fail(device, err, result, "cuDeviceGet", "CUDA device %d", ordinal);
+    }
+    return read_uuid(device, err);
+}
+
+void cuda_device_name(const struct device *device, int ordinal, char uuid[DEVICE_UUID_BYTES])
+{
+    struct device other = {.cuda = device->cuda};
+    struct error err;
+    if (look_at(&other, ordinal, &err) != MLACAT_OK) {
+        snprintf(other.uuid, sizeof(other.uuid), "CUDA device %d", ordinal);
+    }
+    memcpy(uuid, other.uuid, DEVICE_UUID_BYTES);
+}
+
+static enum mlacat_status count_devices(struct device *device, int *devices_nr, struct error *err)
+{
+    int result = device->cuda->cuDeviceGetCount(devices_nr);
+    if (result != CUDA_RESULT_OK || *devices_nr == 0) {
+        return cuda_device_fail(device, err, result == CUDA_RESULT_OK ? CUDA_RESULT_NO_DEVICE : result,
+                                "cuDeviceGetCount", "no GPU");
+    }
+    return MLACAT_OK;
+}
+
+uint32_t device_cuda_list(char (*uuids)[DEVICE_UUID_BYTES], uint32_t max, struct error *err)
+{
+    struct device device = {.cuda = cuda_api_get(err)};
+    int devices_nr;
+    uint32_t nr = 0;
+    if (!device.cuda || count_devices(&device, &devices_nr, err) != MLACAT_OK) {
+        return 0;
+    }
+    for (; nr < max && nr < (uint32_t)devices_nr; nr++) {
+        if (look_at(&device, (int)nr, err) != MLACAT_OK) {
+            return 0;
+        }
+        memcpy(uuids[nr], device.uuid, sizeof(uuids[nr]));
+    }
+    return nr;
 }
 
 /* `uuid` NULL or empty: the first one. */
 static enum mlacat_status find_device(struct device *device, const char *uuid, struct error *err)
 {
-    const struct cuda_api *cuda = device->cuda;
-    int devices_nr = 0;
-    int result = cuda->cuDeviceGetCount(&devices_nr);
-    if (result != CUDA_RESULT_OK || devices_nr == 0) {
-        return cuda_device_fail(device, err, result == CUDA_RESULT_OK ? CUDA_RESULT_NO_DEVICE : result,
-                                "cuDeviceGetCount", "no GPU");
+    int devices_nr;
+    if (count_devices(device, &devices_nr, err) != MLACAT_OK) {
+        return err->code;
     }
     for (int i = 0; i < devices_nr; i++) {
-        result = cuda->cuDeviceGet(&device->ordinal, i);
-        if (result != CUDA_RESULT_OK) {
-            return cuda_device_fail(device, err, result, "cuDeviceGet", "CUDA device %d", i);
-        }
-        if (read_uuid(device, err) != MLACAT_OK) {
+        if (look_at(device, i, err) != MLACAT_OK) {
             return err->code;
         }
         if (!uuid || uuid[0] == '\0' || is_named(device, uuid)) {
@@ -177,10 +227,7 @@ static void describe(struct device *device, struct device_info *info)
     memset(info, 0, sizeof(*info));
     memcpy(info->uuid, device->uuid, sizeof(info->uuid));
     info->kind = device_cuda_ops.kind;
-    if (device->cuda->cuDeviceGetName(info->name, sizeof(info->name), device->ordinal) != CUDA_RESULT_OK) {
-        snprintf(info->name, sizeof(info->name), "NVIDIA GPU");
-    }
-    info->name[sizeof(info->name) - 1] = '\0';
+    read_name(device, info->name);
 }
 
 static void log_open(const struct device *device)

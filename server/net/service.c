@@ -42,13 +42,24 @@ void service_fini(struct service *service)
     service->packet = NULL;
 }
 
+/* A client knows the UUID of its GPU, but the driver tells it no prefix that says whether it is a part of one. */
+static bool is_same_device(const char *a, const char *b)
+{
+    static const char *const prefixes[] = {"GPU-", "MIG-"};
+    for (int i = 0; i < 2; i++) {
+        a += strncmp(a, prefixes[i], 4) == 0 ? 4 : 0;
+        b += strncmp(b, prefixes[i], 4) == 0 ? 4 : 0;
+    }
+    return strcmp(a, b) == 0;
+}
+
 struct engine *service_find_engine(struct service *service, const char *uuid, struct error *err)
 {
     char known[128] = "";
     size_t used = 0;
     for (uint32_t i = 0; i < service->engines_nr; i++) {
         const char *have = service->engines[i].info.uuid;
-        if (strcmp(have, uuid) == 0) {
+        if (is_same_device(have, uuid)) {
             if (service->engines[i].available) {
                 return &service->engines[i];
             }

@@ -2,7 +2,6 @@
 #include "daemon.h"
 
 #include <assert.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,22 +12,14 @@
 
 #include "clock.h"
 #include "closer.h"
-#include "cpus.h"
-#include "device.h"
 #include "log.h"
 #include "session.h"
 #include "systemd.h"
 
 #define PROGRESS_MS 1000
-#define RETRY_MS 1000
 #define CLOSE_TIMEOUT_MS 1000 /* for the last words to clients: closing an unread socket would lose them */
 #define STOP_TIMEOUT_MS 5000  /* for what is at the devices when the sessions have ended */
-#define PIN_CPUS_MOST 3
-#define OPERATOR_CLIENTS 2 /* beyond max_clients: a full service can still be asked how it is, and drained */
-
-static const enum worker_poll polls[] = {[CONFIG_POLL_SPIN] = WORKER_POLL_SPIN,
-                                         [CONFIG_POLL_BALANCED] = WORKER_POLL_BALANCED,
-                                         [CONFIG_POLL_SLEEP] = WORKER_POLL_SLEEP};
+#define OPERATOR_CLIENTS 2    /* beyond max_clients: a full service can still be asked how it is, and drained */
 
 static const char *const state_names[] = {"starting", "serving", "draining", "stopping", "stopped"};
 
@@ -154,18 +145,9 @@ static void start_drain(void *owner)
     set_state(daemon, DAEMON_DRAINING);
     systemd_notify("STOPPING=1\nSTATUS=draining, %u calls to answer", service_calls(&daemon->service));
     daemon->service.draining = true;
+    devices_give_up(&daemon->devices);
     close_listener(daemon);
     uv_timer_start(&daemon->drain, on_drain_timeout, daemon->config.drain_timeout_ms, 0);
-}
-
-static bool engines_idle(const struct daemon *daemon)
-{
-    for (uint32_t i = 0; i < daemon->engines_nr; i++) {
-        if (!engine_idle(&daemon->engines[i])) {
-            return false;
-        }
-    }
-    return true;
 }
 
 static void close_handle(uv_handle_t *handle, void *arg)
@@ -185,7 +167,7 @@ static void check_progress(struct daemon *daemon)
     if (daemon->state == DAEMON_DRAINING && service_calls(&daemon->service) == 0) {
         stop_serving(daemon);
     }
-    if (daemon->state == DAEMON_STOPPING && daemon->service.sessions_nr == 0 && engines_idle(daemon)) {
+    if (daemon->state == DAEMON_STOPPING && daemon->service.sessions_nr == 0 && devices_idle(&daemon->devices)) {
         set_state(daemon, DAEMON_STOPPED);
         uv_walk(&daemon->loop, close_handle, NULL);
     }
@@ -207,10 +189,7 @@ static void on_turn(void *owner)
 static void on_progress(uv_timer_t *timer)
 {
     struct daemon *daemon = timer->data;
-    bool stuck = false;
-    for (uint32_t i = 0; i < daemon->engines_nr; i++) {
-        stuck |= engine_stuck(&daemon->engines[i]);
-    }
+    bool stuck = devices_stuck(&daemon->devices);
     if (stuck && !daemon->service.stuck) {
         log_error("stuck", "calls=%u for_ms=%lu", service_calls_at_workers(&daemon->service),
                   (unsigned long)daemon->progress_ms);
@@ -235,9 +214,7 @@ static void reload(struct daemon *daemon)
                   log_text(err.message));
     } else {
         set_limits(daemon);
-        for (uint32_t i = 0; i < daemon->engines_nr; i++) {
-            control_set_import_rate(&daemon->engines[i].control, daemon->config.import_rate);
-        }
+        devices_reload(&daemon->devices, &daemon->config);
         log_set_level(daemon->config.log_level);
     }
     systemd_notify("READY=1");
@@ -263,102 +240,18 @@ static void on_signal(uv_signal_t *handle, int signal)
 
 /* --------------------------------------------------------------------------------------------- start */
 
-/* A GPU may come, or its driver be ready, later than we. */
-static void on_retry(uv_timer_t *timer)
-{
-    struct daemon *daemon = timer->data;
-    bool all = true;
-    for (uint32_t i = 0; i < daemon->engines_nr; i++) {
-        engine_retry(&daemon->engines[i]);
-        all &= daemon->engines[i].available;
-    }
-    if (all || daemon->state > DAEMON_SERVING) {
-        uv_timer_stop(timer);
-    }
-}
-
-static enum mlacat_status start_engine(struct daemon *daemon, const struct device_ops *ops, const char *uuid, bool wait,
-                                       struct error *err)
-{
-    if (daemon->engines_nr == SERVICE_ENGINES_MAX) {
-        return error_set(err, MLACAT_INVALID_ARGUMENT, "device: more than %u devices are named: run another daemon",
-                         (unsigned)SERVICE_ENGINES_MAX);
-    }
-    struct engine *engine = &daemon->engines[daemon->engines_nr];
-    struct engine_options options = {.ops = ops,
-                                     .uuid = uuid,
-                                     .wait = wait,
-                                     .workers = config_workers(&daemon->config),
-                                     .poll = polls[daemon->config.poll],
-                                     .spin_ns = daemon->config.spin_us * UINT64_C(1000),
-                                     .import_rate = daemon->config.import_rate,
-                                     .bell = &daemon->sleep.bell};
-    if (engine_start(engine, &options, err) != MLACAT_OK) {
-        return err->code;
-    }
-    daemon->engines_nr++;
-    if (engine->available) {
-        log_info("device", "uuid=%s kind=%s name=\"%s\" workers=%u", engine->info.uuid, engine->info.kind,
-                 engine->info.name, engine->workers_nr);
-    } else {
-        log_warning("device_absent", "uuid=%s reason=%s again_ms=%u", engine->info.uuid,
-                    log_text(engine->absent_reason.message), RETRY_MS);
-        uv_timer_start(&daemon->retry, on_retry, RETRY_MS, RETRY_MS);
-    }
-    for (uint32_t i = 0; i + 1 < daemon->engines_nr; i++) {
-        if (strcmp(daemon->engines[i].info.uuid, engine->info.uuid) == 0) {
-            return error_set(err, MLACAT_INVALID_ARGUMENT, "device: %s is named twice: name it once",
-                             engine->info.uuid);
-        }
-    }
-    return MLACAT_OK;
-}
-
-/* device = auto: the first GPU, or else the CPU. */
-static enum mlacat_status start_auto(struct daemon *daemon, struct error *err)
-{
-    enum mlacat_status status = start_engine(daemon, &device_cuda_ops, "", false, err);
-    if (status != MLACAT_UNAVAILABLE) {
-        return status;
-    }
-    log_info("device_absent", "kind=cuda reason=%s", log_text(err->message));
-    return start_engine(daemon, &device_host_ops, "host", false, err);
-}
-
-static enum mlacat_status start_engines(struct daemon *daemon, struct error *err)
-{
-    char names[sizeof(daemon->config.device)];
-    char *rest = names;
-    memcpy(names, daemon->config.device, sizeof(names));
-    if (strcmp(names, "auto") == 0) {
-        return start_auto(daemon, err);
-    }
-    for (char *name; (name = strsep(&rest, ", ")) != NULL;) {
-        const struct device_ops *ops = strcmp(name, "host") == 0 ? &device_host_ops : &device_cuda_ops;
-        if (name[0] != '\0' && start_engine(daemon, ops, name, true, err) != MLACAT_OK) {
-            return err->code;
-        }
-    }
-    if (daemon->engines_nr == 0) {
-        return error_set(err, MLACAT_INVALID_ARGUMENT,
-                         "device = \"%s\" names no device: give auto, host or a GPU's UUID", daemon->config.device);
-    }
-    return MLACAT_OK;
-}
-
 static void init_loop(struct daemon *daemon)
 {
     static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
     uv_loop_t *loop = &daemon->loop;
     uv_loop_init(loop);
-    loop_sleep_init(&daemon->sleep, loop, &daemon->service, polls[daemon->config.poll],
+    loop_sleep_init(&daemon->sleep, loop, &daemon->service, devices_poll(&daemon->config),
                     daemon->config.spin_us * UINT64_C(1000), on_turn, daemon);
     uv_timer_init(loop, &daemon->progress);
     uv_timer_init(loop, &daemon->drain);
-    uv_timer_init(loop, &daemon->retry);
+    devices_init(&daemon->devices, loop);
     daemon->progress.data = daemon;
     daemon->drain.data = daemon;
-    daemon->retry.data = daemon;
     for (int i = 0; i < 3; i++) {
         uv_signal_init(loop, &daemon->signals[i]);
         daemon->signals[i].data = daemon;
@@ -378,21 +271,6 @@ static void set_file_limit(void)
     }
 }
 
-/* The threads that start_engines starts get the CPUs of this one. With few CPUs the scheduler may put the loop and a
- * worker on one, taking turns, while a client's CPU sleeps and must be woken for each packet. */
-static enum mlacat_status start_engines_apart(struct daemon *daemon, struct error *err)
-{
-    cpu_set_t first;
-    cpu_set_t rest;
-    if (daemon->config.pin == CONFIG_PIN_NEVER || !cpus_split(PIN_CPUS_MOST, &first, &rest)) {
-        return start_engines(daemon, err);
-    }
-    sched_setaffinity(0, sizeof(rest), &rest);
-    enum mlacat_status status = start_engines(daemon, err);
-    sched_setaffinity(0, sizeof(first), &first);
-    return status;
-}
-
 static void start_progress(struct daemon *daemon)
 {
     uint64_t watchdog_ms = systemd_watchdog_ms();
@@ -408,13 +286,13 @@ enum mlacat_status daemon_init(struct daemon *daemon, const struct config *confi
     systemd_init();
     set_file_limit();
     init_loop(daemon);
-    if (start_engines_apart(daemon, err) != MLACAT_OK) {
+    if (devices_start(&daemon->devices, config, &daemon->sleep.bell, err) != MLACAT_OK) {
         goto fail;
     }
     struct service *service = &daemon->service;
     service->loop = &daemon->loop;
-    service->engines = daemon->engines;
-    service->engines_nr = daemon->engines_nr;
+    service->engines = daemon->devices.engines;
+    service->engines_nr = daemon->devices.nr;
     service->bell = &daemon->sleep.bell;
     service->on_drain = start_drain;
     service->on_device_lost = on_device_lost;
@@ -473,9 +351,7 @@ void daemon_fini(struct daemon *daemon)
     if (daemon->service.pidfd >= 0) {
         close(daemon->service.pidfd);
     }
-    while (daemon->engines_nr > 0) {
-        engine_stop(&daemon->engines[--daemon->engines_nr]);
-    }
+    devices_stop(&daemon->devices);
     uv_loop_close(&daemon->loop);
     closer_flush(CLOSE_TIMEOUT_MS);
 }

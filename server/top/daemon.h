@@ -10,7 +10,7 @@
  *
  * A second SIGTERM or SIGINT ends the process at once with exit code 1. SIGHUP reads the configuration again.
  *
- * Owns:     the loop, the engines, the service, the listener.
+ * Owns:     the loop, the devices, the service, the listener.
  * Thread:   the main thread, which is the loop thread.
  * Lifetime: daemon_init -> daemon_run -> daemon_fini.
  * Errors:   daemon_init: what config, device or socket say.
@@ -23,7 +23,7 @@
 #include <uv.h>
 
 #include "config.h"
-#include "engine.h"
+#include "devices.h"
 #include "listener.h"
 #include "loop_sleep.h"
 #include "service.h"
@@ -39,12 +39,10 @@ struct daemon {
     struct loop_sleep sleep;
     uv_timer_t progress; /* watchdog, and whether the workers move */
     uv_timer_t drain;    /* drain_timeout_ms */
-    uv_timer_t retry;    /* while a device is absent */
     uv_signal_t signals[3];
     uint64_t progress_ms;
     bool watchdog; /* systemd expects to hear from us */
-    struct engine engines[SERVICE_ENGINES_MAX];
-    uint32_t engines_nr;
+    struct devices devices;
     struct service service;
     struct listener listener;
     bool listening;

@@ -325,6 +325,26 @@ static int set_current(struct cuda_context *context)
 
 /* ---------------------------------------------------------------------------------------------- device */
 
+static int device_get(int *device, int ordinal)
+{
+    *device = ordinal;
+    return CUDA_RESULT_OK;
+}
+
+/* GPU-00000000-0000-0000-0000-0000000000NN */
+static int device_uuid(struct cuda_uuid *uuid, int device)
+{
+    memset(uuid, 0, sizeof(*uuid));
+    uuid->bytes[sizeof(uuid->bytes) - 1] = (unsigned char)device;
+    return CUDA_RESULT_OK;
+}
+
+static int device_name(char *name, int name_bytes, int device)
+{
+    snprintf(name, (size_t)name_bytes, "GPU %d of paper", device);
+    return CUDA_RESULT_OK;
+}
+
 void driver_reset(void)
 {
     memset(&driver, 0, sizeof(driver));
@@ -336,6 +356,9 @@ void driver_reset(void)
     driver.query_result = CUDA_RESULT_NOT_READY;
     driver.api = (struct cuda_api){
         .driver_version = 13000,
+        .cuDeviceGet = device_get,
+        .cuDeviceGetUuid = device_uuid,
+        .cuDeviceGetName = device_name,
         .cuIpcOpenMemHandle = ipc_open,
         .cuIpcCloseMemHandle = ipc_close,
         .cuMemGetAddressRange = address_range,

@@ -511,11 +511,11 @@ static void test_config_reload_warns_of_what_needs_a_restart(void **state)
     load_first();
     before = config;
     assert_int_equal(
-        reload("[mlacatd]\nmax_streams = 10\nallow_uids = 1,2\nworkers = 4\nmax_clients = 20\nmax_calls = 9\n"),
+        reload("[mlacatd]\nmax_streams = 10\nallow_uids = 1,2\nworkers = 4\nspin_us = 20\nsocket_mode = 0600\n"),
         MLACAT_OK);
     assert_non_null(strstr(log_lines, "level=warning event=config_needs_restart option=workers old=\"2\" new=\"4\""));
-    assert_non_null(strstr(log_lines, "event=config_needs_restart option=max_clients old=\"128\" new=\"20\""));
-    assert_non_null(strstr(log_lines, "event=config_needs_restart option=max_calls old=\"1024\" new=\"9\""));
+    assert_non_null(strstr(log_lines, "event=config_needs_restart option=spin_us old=\"50\" new=\"20\""));
+    assert_non_null(strstr(log_lines, "event=config_needs_restart option=socket_mode old=\"0660\" new=\"0600\""));
     assert_null(strstr(log_lines, "config_changed"));
     assert_memory_equal(&config, &before, sizeof(config));
 }
@@ -546,28 +546,25 @@ static void test_config_reload_logs_every_change(void **state)
     (void)state;
     load_first();
     assert_int_equal(reload("[mlacatd]\nallow_uids=5\nallow_gids=5\nmax_streams=5\nmax_mapped=5GiB\n"
-                            "max_stream_calls=5\nhello_timeout_ms=50\ndrain_timeout_ms=5\n"
-                            "log_level=error\nworkers=2\n"),
+                            "max_stream_calls=5\nmax_calls=5\nmax_clients=5\nimport_rate=5\n"
+                            "hello_timeout_ms=50\ndrain_timeout_ms=5\nlog_level=error\nworkers=2\n"),
                      MLACAT_OK);
-    assert_int_equal(count_changes(), 8);
+    assert_int_equal(count_changes(), 11);
     assert_int_equal(reload("[mlacatd]\nallow_uids=6\nallow_gids=6\nmax_streams=6\nmax_mapped=6GiB\n"
-                            "max_stream_calls=6\nhello_timeout_ms=60\ndrain_timeout_ms=6\n"
-                            "log_level=warning\nworkers=2\n"),
+                            "max_stream_calls=6\nmax_calls=6\nmax_clients=6\nimport_rate=6\n"
+                            "hello_timeout_ms=60\ndrain_timeout_ms=6\nlog_level=warning\nworkers=2\n"),
                      MLACAT_OK);
-    assert_int_equal(count_changes(), 8);
+    assert_int_equal(count_changes(), 11);
 }
 
 static void test_config_workers_half_of_the_cpus(void **state)
 {
     (void)state;
-    static const struct {
-        uint32_t cpus;
-        uint32_t workers;
-    } cases[] = {{1, 1}, {2, 1}, {3, 1}, {4, 2}, {16, 8}, {129, 64}, {1000, 64}};
+    static const uint32_t cases[][2] = {{1, 1}, {2, 1}, {3, 1}, {4, 2}, {16, 8}, {129, 64}, {1000, 64}};
     assert_int_equal(load(""), MLACAT_OK);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        cpus = cases[i].cpus;
-        assert_int_equal(config_workers(&config), cases[i].workers);
+        cpus = cases[i][0];
+        assert_int_equal(config_workers(&config), cases[i][1]);
     }
     assert_int_equal(load("--workers 5"), MLACAT_OK);
     assert_int_equal(config_workers(&config), 5);

@@ -168,7 +168,7 @@ static void test_segments_other_device_is_refused_and_closed(void **state)
     struct cuda_segment *segment;
     driver.allocations[3].ordinal = 1;
     assert_int_equal(cuda_segments_get(&device.segments, &handle, 1, &segment, &known, &err), MLACAT_INVALID_ARGUMENT);
-    assert_non_null(strstr(err.message, "device 1"));
+    assert_non_null(strstr(err.message, "GPU-00000000-0000-0000-0000-000000000001, not of GPU-test"));
     assert_int_equal(driver.allocations[3].opened, 0);
 }
 

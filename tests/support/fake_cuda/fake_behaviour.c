@@ -114,6 +114,14 @@ static const char *value_of(const char *word, const char *key)
     return strncmp(word, key, strlen(key)) == 0 ? word + strlen(key) : NULL;
 }
 
+static void see_gpus(struct fake_behaviour *behaviour, const char *digits)
+{
+    behaviour->devices = (int)strlen(digits);
+    for (int i = 0; i < behaviour->devices && i < FAKE_DEVICES_MAX; i++) {
+        behaviour->gpus[i] = digits[i] - '0';
+    }
+}
+
 static bool take_value(struct fake_behaviour *behaviour, const char *word)
 {
     const char *value;
@@ -125,6 +133,8 @@ static bool take_value(struct fake_behaviour *behaviour, const char *word)
         behaviour->delay_us = (unsigned)strtoul(value, NULL, 10);
     } else if ((value = value_of(word, "devices="))) {
         behaviour->devices = (int)strtol(value, NULL, 10);
+    } else if ((value = value_of(word, "visible="))) {
+        see_gpus(behaviour, value);
     } else if ((value = value_of(word, "driver="))) {
         behaviour->driver = (int)strtol(value, NULL, 10);
     } else if ((value = value_of(word, "memory="))) {
@@ -147,6 +157,8 @@ static void take_word(struct fake_behaviour *behaviour, const char *word)
         behaviour->daemon = true;
     } else if (strcmp(word, "manual") == 0) {
         behaviour->manual = true;
+    } else if (strcmp(word, "mig") == 0) {
+        behaviour->mig = true;
     } else if (strcmp(word, "same_process") == 0) {
         behaviour->same_process = true;
     } else if (strcmp(word, "already_mapped") == 0) {
@@ -165,6 +177,9 @@ static void behave(const char *words)
     }
     fake.behaviour =
         (struct fake_behaviour){.devices = 1, .driver = DEFAULT_DRIVER, .memory_bytes = DEFAULT_MEMORY_BYTES};
+    for (int i = 0; i < FAKE_DEVICES_MAX; i++) {
+        fake.behaviour.gpus[i] = i;
+    }
     fake.ready = false;
     fake.sticky = CUDA_RESULT_OK;
     memset(fake.calls, 0, sizeof(fake.calls));

@@ -11,6 +11,8 @@
  *     manual                  streams stand still; fake_cuda_run runs them
  *     delay_us=N              each launch takes this long, on a thread of the library
  *     devices=N  memory=BYTES  driver=12020  attribute=NUMBER:VALUE
+ *     visible=210             instead of devices: the process sees the host's GPUs 2, 1 and 0, in this order
+ *     mig                     the devices are parts of a GPU
  *     same_process            memory can be opened in the process that exported it, which the driver refuses
  *     already_mapped          opening equal handle bytes of new memory fails (208) while the old is open; else it gives
  *                             the old memory again

@@ -87,7 +87,7 @@ int fake_cuDeviceGetUuid(struct cuda_uuid *uuid, int device)
         return fake_leave(RESULT_INVALID_DEVICE);
     }
     memset(uuid->bytes, 0xfa, sizeof(uuid->bytes));
-    uuid->bytes[sizeof(uuid->bytes) - 1] = (unsigned char)device;
+    uuid->bytes[sizeof(uuid->bytes) - 1] = (unsigned char)fake.behaviour.gpus[device];
     return fake_leave(CUDA_RESULT_OK);
 }
 
@@ -100,7 +100,8 @@ int fake_cuDeviceGetName(char *name, int name_bytes, int device)
     if (!is_device(device) || name_bytes <= 0) {
         return fake_leave(RESULT_INVALID_DEVICE);
     }
-    snprintf(name, (size_t)name_bytes, "Fake GPU %d", device);
+    snprintf(name, (size_t)name_bytes, "Fake GPU %d%s", fake.behaviour.gpus[device],
+             fake.behaviour.mig ? " MIG 1g.10gb" : "");
     return fake_leave(CUDA_RESULT_OK);
 }
 

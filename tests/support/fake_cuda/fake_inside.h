@@ -64,6 +64,8 @@ struct fake_behaviour {
     bool already_mapped;
     unsigned delay_us;
     int devices;
+    int gpus[FAKE_DEVICES_MAX]; /* the host's numbers of them */
+    bool mig;
     int driver;
     uint64_t memory_bytes;
     unsigned rules_nr;

@@ -186,11 +186,25 @@ int fake_cuIpcGetMemHandle(struct cuda_ipc_handle *handle, cuda_address address)
     if (!range || range->kind != RANGE_ALLOCATION) {
         return fake_leave(CUDA_RESULT_INVALID_VALUE);
     }
-    struct fake_handle inside = {
-        .magic = HANDLE_MAGIC, .pid = getpid(), .fd = range->fd, .device = range->device, .bytes = range->bytes};
+    struct fake_handle inside = {.magic = HANDLE_MAGIC,
+                                 .pid = getpid(),
+                                 .fd = range->fd,
+                                 .device = fake.behaviour.gpus[range->device],
+                                 .bytes = range->bytes};
     memset(handle, 0, sizeof(*handle));
     memcpy(handle, &inside, sizeof(inside));
     return fake_leave(CUDA_RESULT_OK);
+}
+
+/* -1: this process does not see it. */
+static int ordinal_of(int gpu)
+{
+    for (int i = 0; i < fake.behaviour.devices; i++) {
+        if (fake.behaviour.gpus[i] == gpu) {
+            return i;
+        }
+    }
+    return -1;
 }
 
 /* -1 and a result: its process is gone, or its memory. */
@@ -235,6 +249,9 @@ static int open_handle(cuda_address *address, const struct cuda_ipc_handle *hand
     if (inside.pid == getpid() && !fake.behaviour.same_process) {
         return RESULT_INVALID_CONTEXT;
     }
+    if (ordinal_of(inside.device) < 0) {
+        return RESULT_INVALID_DEVICE;
+    }
     int fd = open_exported(&inside, &result);
     struct fake_range *known = find_opened(handle);
     if (fd < 0) {
@@ -259,7 +276,7 @@ static int open_handle(cuda_address *address, const struct cuda_ipc_handle *hand
     }
     range->handle = *handle;
     range->block_id = block_id;
-    range->device = inside.device;
+    range->device = ordinal_of(inside.device);
     range->opens = 1;
     *address = range->base;
     return CUDA_RESULT_OK;
