@@ -23,6 +23,9 @@
 #define ENTRY_SUFFIX ".kernel"
 #define TEMPORARY_PREFIX ".new-"
 #define TEMPORARY_MAX_AGE_S 3600 /* older: its writer is dead */
+#define ENTRY_PREFIX "concat_mla-"
+#define ENTRY_MAX_AGE_S ((time_t)30 * 24 * 3600) /* since its last use */
+#define LOOKED_AT_MAX 4096                       /* of a folder that may have become anybody's */
 
 static const char entry_magic[8] = {'M', 'L', 'A', 'C', 'A', 'T', 'K', '1'};
 
@@ -81,8 +84,28 @@ static void make_folder(const char *folder)
     mkdir(folder, 0700); /* whatever went wrong, the open that follows says it */
 }
 
-/* What a writer left that was killed. */
-static void remove_old_temporaries(struct jit_cache *cache)
+static bool begins_with(const char *name, const char *prefix)
+{
+    return strncmp(name, prefix, strlen(prefix)) == 0;
+}
+
+static bool ends_with(const char *name, const char *suffix)
+{
+    size_t length = strlen(name);
+    return length >= strlen(suffix) && strcmp(name + length - strlen(suffix), suffix) == 0;
+}
+
+/* How old a file of this name may become; 0: it is none of ours. */
+static time_t max_age_s(const char *name)
+{
+    if (begins_with(name, TEMPORARY_PREFIX)) {
+        return TEMPORARY_MAX_AGE_S;
+    }
+    return begins_with(name, ENTRY_PREFIX) && ends_with(name, ENTRY_SUFFIX) ? ENTRY_MAX_AGE_S : 0;
+}
+
+/* What a writer left that was killed, and entries that nobody used for long: of other GPUs, compilers, versions. */
+static void remove_old(struct jit_cache *cache)
 {
     int fd = openat(cache->folder_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *listing = fd >= 0 ? fdopendir(fd) : NULL;
@@ -93,11 +116,12 @@ static void remove_old_temporaries(struct jit_cache *cache)
         return;
     }
     time_t now = time(NULL);
-    for (struct dirent *entry = readdir(listing); entry; entry = readdir(listing)) {
+    struct dirent *entry;
+    for (int looked_at = 0; looked_at < LOOKED_AT_MAX && (entry = readdir(listing)); looked_at++) {
+        time_t max_age = max_age_s(entry->d_name);
         struct stat st;
-        if (strncmp(entry->d_name, TEMPORARY_PREFIX, strlen(TEMPORARY_PREFIX)) == 0 &&
-            fstatat(cache->folder_fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-            now - st.st_mtime > TEMPORARY_MAX_AGE_S) {
+        if (max_age != 0 && fstatat(cache->folder_fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+            now - st.st_mtime > max_age && st.st_uid == geteuid()) {
             unlinkat(cache->folder_fd, entry->d_name, 0);
         }
     }
@@ -126,12 +150,12 @@ void jit_cache_open(struct jit_cache *cache, const char *folder)
         return;
     }
     cache->open = true;
-    remove_old_temporaries(cache);
 }
 
 void jit_cache_close(struct jit_cache *cache)
 {
     if (cache->open) {
+        remove_old(cache); /* now: what was read since the start is not old any more */
         close(cache->folder_fd);
         cache->open = false;
     }
@@ -142,7 +166,7 @@ void jit_cache_close(struct jit_cache *cache)
 /* All of the name but the version and the suffix. */
 static void entry_prefix(const struct jit_cache_key *key, char name[NAME_BYTES])
 {
-    int length = snprintf(name, NAME_BYTES, "concat_mla-%.15s-", key->arch);
+    int length = snprintf(name, NAME_BYTES, ENTRY_PREFIX "%.15s-", key->arch);
     for (int i = 0; i < SHA256_BYTES / 2; i++) {
         length += snprintf(name + length, NAME_BYTES - (size_t)length, "%02x", key->text[i]);
     }
@@ -296,6 +320,7 @@ static bool read_version(struct jit_cache *cache, const struct jit_cache_key *ke
     }
     const char *wrong = fd < 0 ? strerror(errno) : read_entry(fd, key, image);
     if (fd >= 0) {
+        futimens(fd, NULL); /* it is in use; a package's file stays as it is, and is not removed either */
         close(fd);
     }
     if (wrong) {

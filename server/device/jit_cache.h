@@ -45,7 +45,8 @@ struct jit_cache_image {
 
 /*
  * `folder` NULL: the first of $CACHE_DIRECTORY (systemd), $XDG_CACHE_HOME/mlacat and $HOME/.cache/mlacat that is set;
- * "": no cache. Makes the folder and its parent if they are missing.
+ * "": no cache. Makes the folder and its parent if they are missing. The close removes entries of the daemon's user
+ * that nobody has read for 30 days.
  */
 void jit_cache_open(struct jit_cache *cache, const char *folder);
 void jit_cache_close(struct jit_cache *cache);

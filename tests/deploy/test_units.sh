@@ -14,11 +14,13 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # The unit names the daemon where it will be installed; verify looks whether it is there.
-for unit in mlacatd@host.service mlacatd@.service; do
+gpu=GPU-8932f937-d72c-4106-c12f-20bd9faed9f6
+for unit in mlacatd@host.service mlacatd@$gpu.service mlacatd@.service; do
     sed "s,=/usr/bin/mlacatd,=$daemon," "$units/mlacatd@.service" >"$work/$unit"
 done
 cp "$units/mlacatd@.socket" "$work/mlacatd@.socket"
 cp "$units/mlacatd@.socket" "$work/mlacatd@host.socket"
+cp "$units/mlacatd@.socket" "$work/mlacatd@$gpu.socket"
 mkdir "$work/mlacatd@host.socket.d"
 cp "$units/default-socket.conf" "$work/mlacatd@host.socket.d/"
 if grep -q '^ExecStart=/usr/bin/' "$work/mlacatd@host.service"; then
@@ -26,13 +28,22 @@ if grep -q '^ExecStart=/usr/bin/' "$work/mlacatd@host.service"; then
     exit 1
 fi
 
+# What the CUDA device cannot do without.
+for line in CacheDirectory=mlacat 'DeviceAllow=char-nvidia\* rw' PrivateDevices=no ProcSubset=all; do
+    if ! grep -q "^$line\$" "$units/mlacatd@.service"; then
+        echo "mlacatd@.service has no $line"
+        exit 1
+    fi
+done
+
 if [ ! -d /run/systemd ] && [ "$(id -u)" -ne 0 ]; then
     echo "systemd-analyze verify needs root, or a machine that runs systemd: it makes /run/systemd"
     exit 77
 fi
 SYSTEMD_UNIT_PATH="$work:"
 export SYSTEMD_UNIT_PATH
-if ! systemd-analyze verify --man=no "$work/mlacatd@host.service" "$work/mlacatd@host.socket" >"$work/verify" 2>&1 ||
+if ! systemd-analyze verify --man=no "$work/mlacatd@host.service" "$work/mlacatd@host.socket" \
+    "$work/mlacatd@$gpu.service" "$work/mlacatd@$gpu.socket" >"$work/verify" 2>&1 ||
     grep -q mlacat "$work/verify"; then
     echo "systemd-analyze verify:"
     cat "$work/verify"

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -263,6 +264,49 @@ static void test_jit_cache_removes_what_a_dead_writer_left(void **state)
     assert_string_equal(jit_folder_entry(), ".new-4567");
 }
 
+static void reopen(void)
+{
+    jit_cache_close(&cache);
+    jit_cache_open(&cache, jit_folder_path());
+}
+
+static void set_age_days(const char *name, time_t days)
+{
+    const time_t then = time(NULL) - days * 24 * 3600;
+    const struct timespec times[2] = {{.tv_sec = then}, {.tv_sec = then}};
+    assert_int_equal(utimensat(AT_FDCWD, jit_folder_file(name), times, 0), 0);
+}
+
+/* Of GPUs and compilers that are not here any more. What others put into the folder is not ours. */
+static void test_jit_cache_removes_entries_that_nobody_uses(void **state)
+{
+    struct jit_cache_image image;
+    char mine[128];
+    (void)state;
+    write_entry();
+    snprintf(mine, sizeof(mine), "%s", jit_folder_entry());
+    set_age_days(mine, 29);
+    reopen();
+    assert_int_equal(jit_folder_count(""), 1);
+    set_age_days(mine, 31);
+    assert_true(jit_cache_read(&cache, &key, &image)); /* in use again */
+    free(image.bytes);
+    jit_folder_write("concat_mla-sm_80-0123-12000.kernel", "x", 1);
+    jit_folder_write("concat_mla-notes.txt", "x", 1);
+    jit_folder_write("others.kernel", "x", 1);
+    set_age_days("concat_mla-sm_80-0123-12000.kernel", 31);
+    set_age_days("concat_mla-notes.txt", 31);
+    set_age_days("others.kernel", 31);
+    reopen();
+    assert_int_equal(jit_folder_count(""), 3);
+    assert_true(jit_cache_read(&cache, &key, &image));
+    free(image.bytes);
+    set_age_days(mine, 31);
+    reopen();
+    assert_int_equal(jit_folder_count(""), 2);
+    assert_missing();
+}
+
 /* The same entry written by several processes, each its own bytes, while this one reads: always one of them, whole. */
 static void test_jit_cache_entry_appears_whole(void **state)
 {
@@ -307,12 +351,19 @@ static void test_jit_cache_entry_appears_whole(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_jit_cache_gives_back_what_was_written),     TEST(test_jit_cache_tells_every_part_of_the_key_apart),
-        TEST(test_jit_cache_removes_a_broken_entry),          TEST(test_jit_cache_removes_an_entry_of_wrong_size),
-        TEST(test_jit_cache_mistrusts_what_others_can_write), TEST(test_jit_cache_takes_no_link_and_no_pipe),
-        TEST(test_jit_cache_without_nvrtc_takes_the_newest),  TEST(test_jit_cache_in_a_folder_that_cannot_be_written),
-        TEST(test_jit_cache_without_a_folder_is_empty),       TEST(test_jit_cache_folder_from_the_environment),
-        TEST(test_jit_cache_removes_what_a_dead_writer_left), TEST(test_jit_cache_entry_appears_whole),
+        TEST(test_jit_cache_gives_back_what_was_written),
+        TEST(test_jit_cache_tells_every_part_of_the_key_apart),
+        TEST(test_jit_cache_removes_a_broken_entry),
+        TEST(test_jit_cache_removes_an_entry_of_wrong_size),
+        TEST(test_jit_cache_mistrusts_what_others_can_write),
+        TEST(test_jit_cache_takes_no_link_and_no_pipe),
+        TEST(test_jit_cache_without_nvrtc_takes_the_newest),
+        TEST(test_jit_cache_in_a_folder_that_cannot_be_written),
+        TEST(test_jit_cache_without_a_folder_is_empty),
+        TEST(test_jit_cache_folder_from_the_environment),
+        TEST(test_jit_cache_removes_what_a_dead_writer_left),
+        TEST(test_jit_cache_removes_entries_that_nobody_uses),
+        TEST(test_jit_cache_entry_appears_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
