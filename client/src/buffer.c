@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "cuda_export.h"
+#include "memory_watch.h"
 #include "reconnect.h"
 #include "request.h"
 
@@ -22,6 +23,28 @@ void buffer_discard(struct mlacat_buffer *buffer)
     }
     free(buffer->device_memory);
     free(buffer);
+}
+
+void buffer_unregister(struct mlacat_buffer *buffer)
+{
+    struct mlacat_client *client = buffer->client;
+    struct wire_ref known = buffer->ref;
+    buffer->ref = (struct wire_ref){0};
+    if (client->fd < 0 || known.generation == 0) {
+        return;
+    }
+    struct error ignored;
+    message request = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__UnregisterBuffer body = MLACAT__V1__UNREGISTER_BUFFER__INIT;
+    Mlacat__V1__BufferRef ref = MLACAT__V1__BUFFER_REF__INIT;
+    request.body_case = MLACAT__V1__ENVELOPE__BODY_UNREGISTER_BUFFER;
+    request.unregister_buffer = &body;
+    body.buffer = &ref;
+    ref.id = known.id;
+    ref.generation = known.generation;
+    /* It fails only together with the connection, and then the daemon has let go of the buffer anyway. */
+    (void)request_make(client, &request, NULL, REQUEST_THIS_CONNECTION, MLACAT__V1__ENVELOPE__BODY_ANSWER, NULL,
+                       &ignored);
 }
 
 static enum mlacat_status prepare(struct mlacat_client *client, size_t bytes, struct mlacat_buffer **out,
@@ -74,6 +97,9 @@ static enum mlacat_status announce(struct mlacat_buffer *buffer, const char *wan
     struct error err;
     pthread_mutex_lock(&client->lock);
     enum mlacat_status status = choose_device(buffer, wanted);
+    if (status == MLACAT_OK && buffer->device_memory != NULL && memory_watch_start(client, &err) != MLACAT_OK) {
+        status = error_raise(&err);
+    }
     if (status == MLACAT_OK) {
         message_register(&request, buffer);
         status = request_make(client, &request.envelope, &buffer->fds, REQUEST_NEW_WORK,
@@ -85,7 +111,9 @@ static enum mlacat_status announce(struct mlacat_buffer *buffer, const char *wan
     if (status == MLACAT_OK) {
         buffer->ref = message_buffer_ref(reply->buffer_registered->buffer);
         message_free(reply);
+        buffer->serial = ++client->last_serial;
         TAILQ_INSERT_TAIL(&client->buffers, buffer, link);
+        memory_watch_added(client);
         *out = buffer;
     }
     pthread_mutex_unlock(&client->lock);
@@ -196,20 +224,7 @@ void mlacat_buffer_release(struct mlacat_buffer *buffer)
     reconnect_settle(client);
     /* Off the list first: should the connection end meanwhile, the next one must not register it again. */
     TAILQ_REMOVE(&client->buffers, buffer, link);
-    if (client->fd >= 0 && buffer->broken.code == MLACAT_OK) {
-        struct error ignored;
-        message request = MLACAT__V1__ENVELOPE__INIT;
-        Mlacat__V1__UnregisterBuffer body = MLACAT__V1__UNREGISTER_BUFFER__INIT;
-        Mlacat__V1__BufferRef ref = MLACAT__V1__BUFFER_REF__INIT;
-        request.body_case = MLACAT__V1__ENVELOPE__BODY_UNREGISTER_BUFFER;
-        request.unregister_buffer = &body;
-        body.buffer = &ref;
-        ref.id = buffer->ref.id;
-        ref.generation = buffer->ref.generation;
-        /* It fails only together with the connection, and then the daemon has let go of the buffer anyway. */
-        (void)request_make(client, &request, NULL, REQUEST_THIS_CONNECTION, MLACAT__V1__ENVELOPE__BODY_ANSWER, NULL,
-                           &ignored);
-    }
+    buffer_unregister(buffer);
     pthread_mutex_unlock(&client->lock);
     buffer_discard(buffer);
 }

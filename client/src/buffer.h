@@ -10,6 +10,11 @@
 
 #include "client.h"
 
+/*
+ * Lets the daemon forget the buffer, if it knows it. With the lock and no connection in the making; it lets go of the
+ * lock, but does not look at the buffer after that.
+ */
+void buffer_unregister(struct mlacat_buffer *buffer);
 /* Unmaps the buffer, which is on no list, and frees the handle. Says nothing to the daemon. */
 void buffer_discard(struct mlacat_buffer *buffer);
 

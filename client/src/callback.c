@@ -3,11 +3,11 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "slot.h"
+#include "thread.h"
 #include "timing.h"
 #include "transport.h"
 
@@ -80,29 +80,13 @@ static void *run_thread(void *user)
     return NULL;
 }
 
-/* The program's signals are for its own threads. What a callback itself does wrong stays where it is done: blocked, it
- * would kill the program past its handler. */
-static void fill_blocked(sigset_t *set)
-{
-    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
-    sigfillset(set);
-    for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) {
-        sigdelset(set, faults[i]);
-    }
-}
-
 enum mlacat_status callback_prepare(struct mlacat_client *client, struct error *err)
 {
     if (client->thread_started || client->dispatch != MLACAT_DISPATCH_THREAD) {
         return MLACAT_OK;
     }
-    sigset_t blocked;
-    sigset_t before;
     client->thread_waiter = (struct waiter){.runs_callbacks = true};
-    fill_blocked(&blocked);
-    pthread_sigmask(SIG_SETMASK, &blocked, &before);
-    int error = pthread_create(&client->thread, NULL, run_thread, client);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int error = thread_start(&client->thread, run_thread, client);
     if (error != 0) {
         return error_set(err, MLACAT_RESOURCE_EXHAUSTED,
                          "cannot start the thread for callbacks: %s; or connect with MLACAT_DISPATCH_CALLER",

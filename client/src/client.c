@@ -14,6 +14,7 @@
 #include "buffer.h"
 #include "callback.h"
 #include "handshake.h"
+#include "memory_watch.h"
 #include "reconnect.h"
 #include "sized.h"
 #include "stream.h"
@@ -125,6 +126,7 @@ static void free_client(struct mlacat_client *client)
     close_if_open(client->poll_fd);
     close_if_open(client->event_fd);
     pthread_cond_destroy(&client->changed);
+    pthread_cond_destroy(&client->watch_due);
     pthread_mutex_destroy(&client->lock);
     free(client->streams);
     free(client->incoming);
@@ -142,6 +144,7 @@ static struct mlacat_client *new_client(void)
     client->process = process_generation;
     pthread_mutex_init(&client->lock, NULL);
     timing_cond_init(&client->changed);
+    timing_cond_init(&client->watch_due);
     TAILQ_INIT(&client->waiters);
     TAILQ_INIT(&client->watchers);
     TAILQ_INIT(&client->requests);
@@ -228,6 +231,7 @@ void mlacat_disconnect(struct mlacat_client *client)
         error_set(&client->last_words, MLACAT_UNAVAILABLE, "the client was disconnected");
         transport_await_end(client);
     }
+    memory_watch_stop(client);
     callback_stop(client);
     while (!TAILQ_EMPTY(&client->buffers)) {
         struct mlacat_buffer *buffer = TAILQ_FIRST(&client->buffers);

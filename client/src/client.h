@@ -81,8 +81,10 @@ struct mlacat_buffer {
     struct mlacat_client *client; /* fixed, like data, bytes, fds and device_memory */
     TAILQ_ENTRY(mlacat_buffer) link;
     char device[CLIENT_UUID_BYTES];
-    struct wire_ref ref;
-    struct error broken; /* not OK: why it could not be registered again after a restart */
+    struct wire_ref ref; /* generation 0: the daemon does not know it */
+    struct error broken; /* not OK: why it cannot be used, as the user is told */
+    bool freed;          /* that is why: its memory is another's now, and it will not be registered again */
+    uint64_t serial;     /* of this buffer alone; grows along the client's list */
     void *data;          /* NULL: not mapped here */
     size_t bytes;
     struct wire_fds fds;               /* kept to register the memory again */
@@ -139,6 +141,7 @@ struct mlacat_client {
     uint64_t last_request_id;
     TAILQ_HEAD(, request) requests;
     TAILQ_HEAD(, mlacat_buffer) buffers;
+    uint64_t last_serial;           /* of a buffer */
     struct mlacat_stream **streams; /* by index; NULL: unused */
     uint32_t streams_nr;
     uint32_t flying; /* calls in flight on all streams */
@@ -151,6 +154,12 @@ struct mlacat_client {
     bool thread_idle; /* the thread waits for a call with a callback */
     pthread_t thread;
     struct waiter thread_waiter;
+
+    /* the watch over GPU memory (memory_watch.h) */
+    bool watch_started;
+    bool watch_idle; /* its thread sleeps until a buffer comes */
+    pthread_t watch;
+    pthread_cond_t watch_due;
 };
 
 /* MLACAT_OK, or raises why no function may use this client: NULL, or a forked child. */

@@ -34,6 +34,9 @@ enum {
 
 enum { CUDA_MEMORY_DEVICE = 2, CUDA_HANDLE_POSIX_FD = 1, CUDA_CAPTURE_RELAXED = 2 };
 
+/* CUresult: an address that the driver does not know is an invalid value. */
+enum { CUDA_RESULT_OK = 0, CUDA_RESULT_INVALID_VALUE = 1 };
+
 enum mlacat_status cuda_driver(const struct cuda_driver **driver);
 
 #endif

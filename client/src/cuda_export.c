@@ -2,7 +2,6 @@
 #include "cuda_export.h"
 
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
 
 #include "cuda_driver.h"
@@ -61,13 +60,6 @@ static enum mlacat_status check_pointer(struct question *q)
     if (result != 0) {
         return fail_driver("cuPointerGetAttribute", result);
     }
-    unsigned long long buffer_id = 0;
-    result = attribute(q, CUDA_POINTER_BUFFER_ID, &buffer_id);
-    if (result != 0) {
-        return fail_driver("cuPointerGetAttribute", result);
-    }
-    q->memory->address = q->address;
-    q->memory->buffer_id = buffer_id;
     unsigned int legacy = 0;
     q->legacy = attribute(q, CUDA_POINTER_IS_LEGACY_IPC, &legacy) == 0 && legacy != 0;
     if (attribute(q, CUDA_POINTER_MEMPOOL, &q->pool) != 0) {
@@ -99,6 +91,18 @@ static enum mlacat_status fail_extent(const struct question *q, unsigned long lo
                       q->bytes, pointer_of(q), all, (void *)(uintptr_t)base);
 }
 
+/* Notes what the memory at `address` is now. */
+static enum mlacat_status note_piece(struct question *q, unsigned long long address)
+{
+    unsigned long long buffer_id = 0;
+    int result = q->cuda->cuPointerGetAttribute(&buffer_id, CUDA_POINTER_BUFFER_ID, address);
+    if (result != 0) {
+        return fail_driver("cuPointerGetAttribute", result);
+    }
+    q->memory->pieces[q->memory->pieces_nr++] = (struct cuda_piece){address, buffer_id};
+    return MLACAT_OK;
+}
+
 /* Memory of cudaMalloc. The handle is of the base: that is what the driver's documentation asks for. */
 static enum mlacat_status export_handle(struct question *q)
 {
@@ -121,7 +125,7 @@ static enum mlacat_status export_handle(struct question *q)
     }
     q->memory->allocation_bytes = all;
     q->memory->offset_bytes = offset;
-    return MLACAT_OK;
+    return note_piece(q, q->address);
 }
 
 /* One chunk of cuMemCreate; *end: where the next one begins. */
@@ -160,7 +164,7 @@ static enum mlacat_status export_chunk(struct question *q, unsigned long long at
     q->fds->fd[q->fds->nr++] = fd;
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     *end = base + size;
-    return MLACAT_OK;
+    return note_piece(q, at);
 }
 
 static enum mlacat_status export_chunks(struct question *q)
@@ -241,9 +245,8 @@ enum mlacat_status cuda_export(const void *pointer, size_t bytes, struct cuda_ex
         return error_fail(MLACAT_INVALID_ARGUMENT, "%zu bytes at %p go past the end of the address space", bytes,
                           pointer_of(&q));
     }
-    /* Else a capture of some stream of this thread would be broken by the questions. */
-    int mode = CUDA_CAPTURE_RELAXED;
-    bool exchanged = q.cuda->cuThreadExchangeStreamCaptureMode(&mode) == 0;
+    struct cuda_asking asking;
+    cuda_asking_begin(&asking, q.cuda);
     status = check_pointer(&q);
     if (status == MLACAT_OK) {
         status = name_device(&q, uuid);
@@ -251,17 +254,41 @@ enum mlacat_status cuda_export(const void *pointer, size_t bytes, struct cuda_ex
     if (status == MLACAT_OK) {
         status = export_in_context(&q);
     }
-    if (exchanged) {
-        q.cuda->cuThreadExchangeStreamCaptureMode(&mode);
-    }
+    cuda_asking_end(&asking);
     return status;
 }
 
-bool cuda_export_is_current(const struct cuda_export *memory)
+/* ---------------------------------------------------------------------------------------------------- asking again */
+
+void cuda_asking_begin(struct cuda_asking *asking, const struct cuda_driver *cuda)
 {
-    const struct cuda_driver *cuda;
-    unsigned long long buffer_id = 0;
-    return cuda_driver(&cuda) == MLACAT_OK &&
-           cuda->cuPointerGetAttribute(&buffer_id, CUDA_POINTER_BUFFER_ID, memory->address) == 0 &&
-           buffer_id == memory->buffer_id;
+    *asking = (struct cuda_asking){.cuda = cuda, .capture_mode = CUDA_CAPTURE_RELAXED};
+    asking->exchanged = cuda->cuThreadExchangeStreamCaptureMode(&asking->capture_mode) == CUDA_RESULT_OK;
+}
+
+void cuda_asking_end(struct cuda_asking *asking)
+{
+    if (asking->exchanged) {
+        asking->cuda->cuThreadExchangeStreamCaptureMode(&asking->capture_mode);
+    }
+}
+
+enum cuda_memory_state cuda_asking_memory(const struct cuda_asking *asking, const struct cuda_piece *pieces,
+                                          uint32_t pieces_nr, int *result)
+{
+    int answer = CUDA_RESULT_OK;
+    enum cuda_memory_state state = CUDA_MEMORY_SAME;
+    for (uint32_t i = 0; i < pieces_nr && state == CUDA_MEMORY_SAME; i++) {
+        unsigned long long buffer_id = 0;
+        answer = asking->cuda->cuPointerGetAttribute(&buffer_id, CUDA_POINTER_BUFFER_ID, pieces[i].address);
+        if (answer == CUDA_RESULT_INVALID_VALUE || (answer == CUDA_RESULT_OK && buffer_id != pieces[i].buffer_id)) {
+            state = CUDA_MEMORY_FREED;
+        } else if (answer != CUDA_RESULT_OK) {
+            state = CUDA_MEMORY_UNKNOWN;
+        }
+    }
+    if (result != NULL) {
+        *result = answer;
+    }
+    return state;
 }

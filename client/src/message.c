@@ -58,7 +58,7 @@ static void fill_handle(struct message_register *request, const struct mlacat_bu
     request->cuda_ipc.allocation_bytes = memory->allocation_bytes;
     request->cuda_ipc.offset_bytes = memory->offset_bytes;
     request->cuda_ipc.size_bytes = buffer->bytes;
-    request->cuda_ipc.buffer_id = memory->buffer_id;
+    request->cuda_ipc.buffer_id = memory->pieces[0].buffer_id;
 }
 
 static void fill_chunks(struct message_register *request, const struct mlacat_buffer *buffer)

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "handshake.h"
+#include "memory_watch.h"
 #include "request.h"
 #include "slot.h"
 #include "timing.h"
@@ -66,10 +67,24 @@ static bool note_answer(enum handshake_answer answer, const struct error *err, s
     return true;
 }
 
+static bool has_been_freed(const struct mlacat_buffer *buffer)
+{
+    struct cuda_asking asking = {.cuda = NULL};
+    bool freed = buffer->freed || memory_watch_ask(&asking, buffer, NULL) == CUDA_MEMORY_FREED;
+    cuda_asking_end(&asking);
+    return freed;
+}
+
 static bool restore_buffer(int fd, struct mlacat_buffer *buffer, uint64_t id, int64_t deadline, struct error *err)
 {
     struct message_register request;
     message *reply;
+    struct error refused;
+    buffer->ref = (struct wire_ref){0};
+    if (has_been_freed(buffer)) {
+        memory_watch_break(buffer);
+        return true;
+    }
     message_register(&request, buffer);
     request.envelope.request_id = id;
     enum handshake_answer answer = handshake_exchange(
@@ -78,7 +93,15 @@ static bool restore_buffer(int fd, struct mlacat_buffer *buffer, uint64_t id, in
         buffer->ref = message_buffer_ref(reply->buffer_registered->buffer);
         message_free(reply);
     }
-    return note_answer(answer, err, &buffer->broken);
+    if (!note_answer(answer, err, &refused)) {
+        return false;
+    }
+    buffer->broken = (struct error){0};
+    if (refused.code != MLACAT_OK) {
+        error_set(&buffer->broken, MLACAT_FAILED_PRECONDITION,
+                  "the buffer could not be registered again after a restart (%.100s); release it", refused.message);
+    }
+    return true;
 }
 
 static bool restore_stream(int fd, struct mlacat_stream *stream, uint64_t id, int64_t deadline, struct error *err)

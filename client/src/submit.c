@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "callback.h"
-#include "cuda_export.h"
+#include "memory_watch.h"
 #include "reconnect.h"
 #include "sized.h"
 #include "slot.h"
@@ -52,18 +52,8 @@ static enum mlacat_status check_call(const struct mlacat_stream *stream, const s
                              names[i]);
         }
         if (buffer->broken.code != MLACAT_OK) {
-            return error_set(err, MLACAT_FAILED_PRECONDITION,
-                             "operand %d (%s): the buffer could not be registered again after a restart (%.100s); "
-                             "release it",
-                             i, names[i], buffer->broken.message);
-        }
-        if (buffer->device_memory != NULL && !cuda_export_is_current(buffer->device_memory)) {
-            error_set(
-                err, MLACAT_FAILED_PRECONDITION,
-                "operand %d (%s): the GPU memory at 0x%llx was freed since it was registered; release the buffer, "
-                "and register the memory that is there now",
-                i, names[i], (unsigned long long)buffer->device_memory->address);
-            err->scope = MLACAT_SCOPE_BUFFER;
+            error_set(err, buffer->broken.code, "operand %d (%s): %.200s", i, names[i], buffer->broken.message);
+            err->scope = buffer->broken.scope;
             return err->code;
         }
     }
@@ -161,13 +151,69 @@ static enum mlacat_status submit_packet(struct mlacat_stream *stream, const stru
     }
 }
 
+/* What the driver says about the operands of a batch. */
+struct memory_check {
+    struct cuda_asking asking;
+    const struct mlacat_buffer *same[3]; /* the last three that were asked about and have not changed */
+    unsigned next;
+    struct mlacat_buffer *freed; /* the first one whose memory was freed since it was registered; NULL: none */
+};
+
+static enum mlacat_status check_buffer(struct memory_check *check, struct mlacat_buffer *buffer, struct error *err)
+{
+    int result;
+    if (buffer == check->same[0] || buffer == check->same[1] || buffer == check->same[2]) {
+        return MLACAT_OK;
+    }
+    switch (memory_watch_ask(&check->asking, buffer, &result)) {
+    case CUDA_MEMORY_FREED:
+        check->freed = buffer;
+        break;
+    case CUDA_MEMORY_UNKNOWN:
+        return error_set(err, MLACAT_FAILED_PRECONDITION,
+                         "the CUDA driver cannot tell whether the memory at 0x%llx still is what was registered "
+                         "(cuPointerGetAttribute: %d); has CUDA failed or ended in this process?",
+                         (unsigned long long)buffer->device_memory->pieces[0].address, result);
+    default:
+        check->same[check->next++ % 3] = buffer;
+    }
+    return MLACAT_OK;
+}
+
+/* Without the lock: the driver may take its time. */
+static enum mlacat_status check_memory(const struct mlacat_stream *stream, const struct batch *batch,
+                                       struct memory_check *check, struct error *err)
+{
+    enum mlacat_status status = MLACAT_OK;
+    for (size_t i = 0; i < batch->nr && status == MLACAT_OK && check->freed == NULL; i++) {
+        struct mlacat_call copy;
+        struct error later; /* what is wrong with a call is said when its turn comes */
+        const struct mlacat_call *call = read_call(batch, i, &copy, &later);
+        for (int k = 0; call != NULL && k < 3 && status == MLACAT_OK && check->freed == NULL; k++) {
+            struct mlacat_buffer *buffer = call->operand[k].buffer;
+            if (buffer != NULL && buffer->client == stream->client && buffer->device_memory != NULL) {
+                status = check_buffer(check, buffer, err);
+            }
+        }
+    }
+    cuda_asking_end(&check->asking);
+    return status;
+}
+
 static enum mlacat_status submit(struct mlacat_stream *stream, struct batch batch, size_t *submitted)
 {
     enum mlacat_status status = client_check(stream != NULL ? stream->client : NULL);
     size_t done = 0;
-    if (status == MLACAT_OK) {
-        struct error err;
+    struct error err;
+    struct memory_check check = {.freed = NULL};
+    if (status == MLACAT_OK && check_memory(stream, &batch, &check, &err) != MLACAT_OK) {
+        status = error_raise(&err);
+    } else if (status == MLACAT_OK) {
         pthread_mutex_lock(&stream->client->lock);
+        if (check.freed != NULL) {
+            reconnect_settle(stream->client);
+            memory_watch_break(check.freed);
+        }
         while (status == MLACAT_OK && batch.nr > 0) {
             size_t sent;
             status = submit_packet(stream, &batch, &sent, &err);

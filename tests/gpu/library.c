@@ -62,6 +62,32 @@ void library_stale(const char *socket, uint64_t address, size_t size, void (*cha
     mlacat_disconnect(client);
 }
 
+static uint32_t buffers_of_daemon(struct mlacat_client *client)
+{
+    struct mlacat_stats *stats;
+    MUST(mlacat_stats(client, &stats));
+    uint32_t buffers = stats->buffers;
+    mlacat_stats_free(stats);
+    return buffers;
+}
+
+uint64_t library_watched(const char *socket, uint64_t address, size_t size, void (*change)(void))
+{
+    struct mlacat_client *client = connect_to(socket);
+    struct mlacat_client *observer = connect_to(socket);
+    struct mlacat_buffer *buffer;
+    MUST(mlacat_buffer_register_ptr(client, (void *)(uintptr_t)address, size, &buffer));
+    uint32_t before = buffers_of_daemon(observer);
+    change();
+    uint64_t start_ms = now_ms();
+    WAIT_UNTIL(buffers_of_daemon(observer) < before);
+    uint64_t took_ms = now_ms() - start_ms;
+    mlacat_buffer_release(buffer);
+    mlacat_disconnect(observer);
+    mlacat_disconnect(client);
+    return took_ms;
+}
+
 void library_refuses(const char *socket, uint64_t address, size_t size)
 {
     struct mlacat_client *client = connect_to(socket);

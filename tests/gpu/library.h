@@ -19,6 +19,9 @@ void library_run_k(const char *socket, uint64_t out, uint64_t nope, uint64_t rop
                    uint64_t r);
 /* Registers memory, calls `change`, which frees it, and runs a call, which must be refused. */
 void library_stale(const char *socket, uint64_t address, size_t size, void (*change)(void));
+/* Registers memory, calls `change`, which frees it, and waits until the daemon has no buffer any more. Returns the
+ * milliseconds from the end of `change`. */
+uint64_t library_watched(const char *socket, uint64_t address, size_t size, void (*change)(void));
 /* Pointers that must be refused; `size`: of the allocation that begins at `address`. */
 void library_refuses(const char *socket, uint64_t address, size_t size);
 

@@ -323,6 +323,37 @@ static void free_and_alloc(void)
     share_alloc(&changing, size);
 }
 
+static void free_only(void)
+{
+    share_free(&changing);
+}
+
+static void free_and_alloc_chunks(void)
+{
+    share_free(&changing);
+    share_alloc_chunks(&changing);
+}
+
+static void watch(void (*change)(void))
+{
+    uint64_t took_ms = library_watched(server.socket, changing.address, changing.size, change);
+    printf("  freed memory was unregistered after %lu ms\n", (unsigned long)took_ms);
+    REQUIRE(took_ms <= 300);
+}
+
+/* Memory that is freed and not used in a call again, which only the library's watch finds. Its thread has no CUDA
+ * context. */
+static void case_watch(struct raw *raw)
+{
+    (void)raw;
+    share_alloc(&changing, (size_t)2 << 20);
+    watch(free_and_alloc);
+    watch(free_only);
+    share_alloc_chunks(&changing);
+    watch(free_and_alloc_chunks);
+    watch(free_only);
+}
+
 static void case_library(struct raw *raw)
 {
     struct share share;
@@ -464,6 +495,7 @@ static const struct {
     {"new_memory", case_new_memory},
     {"give_back", case_give_back},
     {"library", case_library},
+    {"watch", case_watch},
     {"speed", case_speed},
     {"death", case_death},
 };

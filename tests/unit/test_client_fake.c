@@ -52,12 +52,22 @@ static struct say_status said(const struct fake *fake)
 }
 
 /* The memory that the request names must have come with it. */
+static bool has_memory(const Mlacat__V1__Memory *memory, int passed)
+{
+    struct stat status;
+    switch (memory->kind_case) {
+    case MLACAT__V1__MEMORY__KIND_HOST:
+        return passed >= 0 && fstat(passed, &status) == 0 && (uint64_t)status.st_size >= memory->host->size_bytes;
+    case MLACAT__V1__MEMORY__KIND_CUDA_IPC:
+        return passed < 0 && memory->cuda_ipc->handle.len == 64 && memory->cuda_ipc->buffer_id != 0;
+    default:
+        return passed >= 0 && memory->kind_case == MLACAT__V1__MEMORY__KIND_CUDA_VMM;
+    }
+}
+
 static void register_buffer(struct fake *fake, int fd, const Mlacat__V1__Envelope *request, int passed)
 {
-    const Mlacat__V1__Memory *memory = request->register_buffer->memory;
-    struct stat status;
-    if (passed < 0 || fstat(passed, &status) < 0 || memory->kind_case != MLACAT__V1__MEMORY__KIND_HOST ||
-        (uint64_t)status.st_size < memory->host->size_bytes) {
+    if (!has_memory(request->register_buffer->memory, passed)) {
         say_give_up("RegisterBuffer without the memory that it names");
     }
     struct say_status why = said(fake);
@@ -345,6 +355,11 @@ void fake_sync(struct fake *fake)
 void fake_await_calls(struct fake *fake, unsigned calls)
 {
     await(fake, &fake->seen.calls, calls);
+}
+
+void fake_await_unregisters(struct fake *fake, unsigned unregisters)
+{
+    await(fake, &fake->seen.unregisters, unregisters);
 }
 
 void fake_await_ignored(struct fake *fake, unsigned requests)

@@ -63,8 +63,9 @@ struct fake_seen {
     unsigned cancels;
 };
 struct fake_seen fake_seen(struct fake *fake);
-/* Waits until so many calls, or ignored requests, have been seen. */
+/* Waits until so many calls, unregistered buffers or ignored requests have been seen. */
 void fake_await_calls(struct fake *fake, unsigned calls);
+void fake_await_unregisters(struct fake *fake, unsigned unregisters);
 void fake_await_ignored(struct fake *fake, unsigned requests);
 
 /* Completes the newest (or oldest) `nr` held calls, in this order, one packet each, with `mode.code`. */

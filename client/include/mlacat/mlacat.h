@@ -180,7 +180,10 @@ MLACAT_API enum mlacat_status mlacat_buffer_register_fd(struct mlacat_client *cl
 
 /*
  * Registers [pointer, pointer + bytes) of this process's GPU memory with the device that it is on. The memory stays the
- * caller's, and must not be freed before the release; the caller orders its own work on it before a call and after.
+ * caller's; the caller orders its own work on it before a call and after. It should not be freed before the release,
+ * and must not be while calls use it. The library asks the driver at each submit, and from a thread of its own (started
+ * by the first of these buffers) ten times a second, whether it has been: the daemon then lets the memory go, and the
+ * buffer gives FAILED_PRECONDITION with scope BUFFER at each use, whatever is at its address by then; release it.
  * Shared can be memory of cudaMalloc, and of cuMemCreate made for export as a descriptor (PyTorch's expandable segments
  * with TORCH_CUDA_EXPANDABLE_SEGMENTS_IPC=1), in at most 64 chunks. INVALID_ARGUMENT: no memory of a GPU, or not that
  * many bytes of it. FAILED_PRECONDITION: memory that its allocator made unshareable (managed memory, pools of
@@ -253,10 +256,11 @@ struct mlacat_call {
  * Sends a call; it runs after all earlier calls of the stream. *call_id names it (may be NULL with a callback).
  * The buffers must stay registered until it ends (a release before is safe: the daemon keeps the memory until then).
  * RESOURCE_EXHAUSTED: as many calls are in flight as the stream may have (or ended and not waited for); wait for one.
- * UNAVAILABLE: no daemon for reconnect_timeout_ms. FAILED_PRECONDITION: a forked child, or a stream or buffer that
- * could not be restored after a restart. INVALID_ARGUMENT: a wrong size, an operand without buffer or with one of
- * another client. Everything else that is wrong with a call is told in its result: the daemon checks it, once. Blocks
- * while the socket is full; takes in completions meanwhile, but runs no callback.
+ * UNAVAILABLE: no daemon for reconnect_timeout_ms. FAILED_PRECONDITION: a forked child, a stream or buffer that could
+ * not be restored after a restart, or GPU memory that was freed since it was registered. INVALID_ARGUMENT: a wrong
+ * size, an operand without buffer or with one of another client. Everything else that is wrong with a call is told in
+ * its result: the daemon checks it, once. Blocks while the socket is full; takes in completions meanwhile, but runs no
+ * callback.
  */
 MLACAT_API enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlacat_call *call,
                                             uint64_t *call_id);

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "memory_watch.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "buffer.h"
+#include "cuda_driver.h"
+#include "reconnect.h"
+#include "thread.h"
+#include "timing.h"
+
+#define PERIOD_NS (100 * TIMING_MS)
+
+/* ---------------------------------------------------------------------------------------------------- one buffer */
+
+enum cuda_memory_state memory_watch_ask(struct cuda_asking *asking, const struct mlacat_buffer *buffer, int *result)
+{
+    const struct cuda_export *memory = buffer->device_memory;
+    const struct cuda_driver *cuda;
+    if (memory == NULL || cuda_driver(&cuda) != MLACAT_OK) {
+        return CUDA_MEMORY_SAME; /* without a driver there would be no such buffer */
+    }
+    if (asking->cuda == NULL) {
+        cuda_asking_begin(asking, cuda);
+    }
+    return cuda_asking_memory(asking, memory->pieces, memory->pieces_nr, result);
+}
+
+void memory_watch_break(struct mlacat_buffer *buffer)
+{
+    error_set(&buffer->broken, MLACAT_FAILED_PRECONDITION,
+              "the memory at 0x%llx was freed since it was registered: release this buffer and register the new memory",
+              (unsigned long long)buffer->device_memory->pieces[0].address);
+    buffer->broken.scope = MLACAT_SCOPE_BUFFER;
+    buffer->freed = true;
+    pthread_cond_signal(&buffer->client->watch_due);
+}
+
+/* ---------------------------------------------------------------------------------------------------- all buffers */
+
+/* After the program called exit() the driver shuts down; nobody asks it then. The driver was loaded before, so its own
+ * handler runs after this one. */
+static _Atomic bool exiting;
+static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
+
+static void note_exit(void)
+{
+    exiting = true;
+}
+
+static void watch_exit(void)
+{
+    atexit(note_exit);
+}
+
+/* What is asked between two moments with the lock. */
+#define SLICE_PIECES (2 * WIRE_PACKET_FDS)
+struct slice {
+    struct cuda_piece pieces[SLICE_PIECES];
+    uint64_t serials[SLICE_PIECES]; /* of their buffers */
+    uint32_t nr;
+    uint64_t last; /* serial of the last buffer taken */
+};
+
+static bool is_watched(const struct mlacat_buffer *buffer)
+{
+    return buffer->device_memory != NULL && !buffer->freed;
+}
+
+static bool has_watched(const struct mlacat_client *client)
+{
+    const struct mlacat_buffer *buffer;
+    TAILQ_FOREACH(buffer, &client->buffers, link)
+    {
+        if (is_watched(buffer)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Takes the next buffers. False: there are no more. */
+static bool fill_slice(const struct mlacat_client *client, struct slice *slice)
+{
+    const struct mlacat_buffer *buffer;
+    slice->nr = 0;
+    TAILQ_FOREACH(buffer, &client->buffers, link)
+    {
+        if (buffer->serial <= slice->last || !is_watched(buffer)) {
+            continue;
+        }
+        const struct cuda_export *memory = buffer->device_memory;
+        if (memory->pieces_nr > SLICE_PIECES - slice->nr) {
+            break;
+        }
+        for (uint32_t i = 0; i < memory->pieces_nr; i++) {
+            slice->serials[slice->nr] = buffer->serial;
+            slice->pieces[slice->nr++] = memory->pieces[i];
+        }
+        slice->last = buffer->serial;
+    }
+    return slice->nr > 0;
+}
+
+/* Keeps of the slice what was freed. Without the lock. */
+static void keep_freed(struct slice *slice)
+{
+    const struct cuda_driver *cuda;
+    struct cuda_asking asking;
+    uint32_t freed_nr = 0;
+    if (cuda_driver(&cuda) == MLACAT_OK && !exiting) {
+        cuda_asking_begin(&asking, cuda);
+        for (uint32_t i = 0; i < slice->nr; i++) {
+            if (cuda_asking_memory(&asking, &slice->pieces[i], 1, NULL) == CUDA_MEMORY_FREED) {
+                slice->serials[freed_nr++] = slice->serials[i];
+            }
+        }
+        cuda_asking_end(&asking);
+    }
+    slice->nr = freed_nr;
+}
+
+static void break_freed(struct mlacat_client *client, const struct slice *slice)
+{
+    for (uint32_t i = 0; i < slice->nr; i++) {
+        struct mlacat_buffer *buffer;
+        TAILQ_FOREACH(buffer, &client->buffers, link)
+        {
+            if (buffer->serial == slice->serials[i]) {
+                memory_watch_break(buffer);
+            }
+        }
+    }
+}
+
+/* While a connection is being made the buffers are for the thread that makes it, which asks about them too. */
+static void look_at_all(struct mlacat_client *client)
+{
+    struct slice slice = {.last = 0};
+    reconnect_settle(client);
+    while (!client->stopping && fill_slice(client, &slice)) {
+        pthread_mutex_unlock(&client->lock);
+        keep_freed(&slice);
+        pthread_mutex_lock(&client->lock);
+        reconnect_settle(client);
+        break_freed(client, &slice);
+    }
+}
+
+static struct mlacat_buffer *find_to_unregister(struct mlacat_client *client)
+{
+    struct mlacat_buffer *buffer;
+    TAILQ_FOREACH(buffer, &client->buffers, link)
+    {
+        if (buffer->freed && buffer->ref.generation != 0) {
+            return buffer;
+        }
+    }
+    return NULL;
+}
+
+static void unregister_freed(struct mlacat_client *client)
+{
+    struct mlacat_buffer *buffer;
+    while (!client->stopping && client->fd >= 0 && (buffer = find_to_unregister(client)) != NULL) {
+        buffer_unregister(buffer);
+    }
+}
+
+static void wait_for_work(struct mlacat_client *client)
+{
+    if (has_watched(client)) {
+        timing_cond_wait(&client->watch_due, &client->lock, timing_now() + PERIOD_NS);
+    } else {
+        client->watch_idle = true;
+        pthread_cond_wait(&client->watch_due, &client->lock);
+        client->watch_idle = false;
+    }
+}
+
+static void *run(void *user)
+{
+    struct mlacat_client *client = user;
+    pthread_mutex_lock(&client->lock);
+    while (!client->stopping) {
+        look_at_all(client);
+        unregister_freed(client);
+        /* The lock was free meanwhile: what came then has signalled in vain. */
+        if (!client->stopping && !client->connecting && find_to_unregister(client) == NULL) {
+            wait_for_work(client);
+        }
+    }
+    pthread_mutex_unlock(&client->lock);
+    return NULL;
+}
+
+/* ---------------------------------------------------------------------------------------------------- the thread */
+
+enum mlacat_status memory_watch_start(struct mlacat_client *client, struct error *err)
+{
+    if (client->watch_started) {
+        return MLACAT_OK;
+    }
+    pthread_once(&exit_once, watch_exit);
+    int error = thread_start(&client->watch, run, client);
+    if (error != 0) {
+        return error_set(err, MLACAT_RESOURCE_EXHAUSTED,
+                         "cannot start the thread that watches registered GPU memory: %s; end threads or raise the "
+                         "limit of processes (ulimit -u)",
+                         strerror(error));
+    }
+    client->watch_started = true;
+    return MLACAT_OK;
+}
+
+void memory_watch_added(struct mlacat_client *client)
+{
+    if (client->watch_idle) {
+        pthread_cond_signal(&client->watch_due);
+    }
+}
+
+void memory_watch_stop(struct mlacat_client *client)
+{
+    if (client->watch_started) {
+        pthread_cond_signal(&client->watch_due);
+        pthread_mutex_unlock(&client->lock);
+        pthread_join(client->watch, NULL);
+        pthread_mutex_lock(&client->lock);
+    }
+}
