@@ -32,12 +32,12 @@ static json_t *server_json(const struct mlacat_server_info *info, json_t *device
     char boot_id[33];
 
     ctl_boot_id_text(info->boot_id, boot_id);
-    return json_pack("{s:{s:s, s:I, s:s}, s:s, s:{s:I, s:I, s:I, s:I, s:I}, s:o, s:o}", "server", "version",
+    return json_pack("{s:{s:s, s:I, s:s}, s:s, s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:o, s:o}", "server", "version",
                      info->version, "pid", (json_int_t)info->pid, "boot_id", boot_id, "client_version",
                      mlacat_version(), "limits", "streams", (json_int_t)info->max_streams, "buffers",
                      (json_int_t)info->max_buffers, "mapped_bytes", (json_int_t)info->max_mapped_bytes, "stream_calls",
-                     (json_int_t)info->max_stream_calls, "calls", (json_int_t)info->max_calls, "devices", devices,
-                     "ops", ops_json());
+                     (json_int_t)info->max_stream_calls, "calls", (json_int_t)info->max_calls, "events",
+                     (json_int_t)info->max_events, "devices", devices, "ops", ops_json());
 }
 
 static void print_server(const struct mlacat_server_info *info)
@@ -51,8 +51,8 @@ static void print_server(const struct mlacat_server_info *info)
     printf("boot id   %s\n", boot_id);
     printf("client    libmlacat %s\n", mlacat_version());
     printf("limits    %" PRIu32 " streams, %" PRIu32 " buffers, %s mapped, %" PRIu32
-           " calls in flight a stream, %" PRIu32 " in all\n\n",
-           info->max_streams, info->max_buffers, mapped, info->max_stream_calls, info->max_calls);
+           " calls in flight a stream, %" PRIu32 " in all, %" PRIu32 " events\n\n",
+           info->max_streams, info->max_buffers, mapped, info->max_stream_calls, info->max_calls, info->max_events);
 }
 
 static void print_device(struct table *table, const struct mlacat_device_info *device)

@@ -13,6 +13,7 @@
 
 #include "buffer.h"
 #include "callback.h"
+#include "event.h"
 #include "handshake.h"
 #include "memory_watch.h"
 #include "reconnect.h"
@@ -149,6 +150,7 @@ static struct mlacat_client *new_client(void)
     TAILQ_INIT(&client->watchers);
     TAILQ_INIT(&client->requests);
     TAILQ_INIT(&client->buffers);
+    TAILQ_INIT(&client->events);
     STAILQ_INIT(&client->due);
     client->incoming = malloc((size_t)CLIENT_BATCH_PACKETS * WIRE_PACKET_BYTES);
     client->outgoing = malloc(WIRE_PACKET_BYTES);
@@ -237,6 +239,11 @@ void mlacat_disconnect(struct mlacat_client *client)
         struct mlacat_buffer *buffer = TAILQ_FIRST(&client->buffers);
         TAILQ_REMOVE(&client->buffers, buffer, link);
         buffer_discard(buffer);
+    }
+    while (!TAILQ_EMPTY(&client->events)) {
+        struct mlacat_event *event = TAILQ_FIRST(&client->events);
+        TAILQ_REMOVE(&client->events, event, link);
+        event_discard(event);
     }
     for (uint32_t i = 0; i < client->streams_nr; i++) {
         if (client->streams[i] != NULL) {

@@ -75,6 +75,15 @@ struct mlacat_stream {
     uint32_t due;    /* callbacks that are queued or run */
 };
 
+struct mlacat_event {
+    struct mlacat_client *client; /* fixed, like device and handle */
+    TAILQ_ENTRY(mlacat_event) link;
+    char device[CLIENT_UUID_BYTES];
+    uint8_t handle[64]; /* kept to register the event again */
+    struct wire_ref ref;
+    struct error broken; /* not OK: why it cannot be used, as the user is told */
+};
+
 struct cuda_export;
 
 struct mlacat_buffer {
@@ -103,6 +112,7 @@ struct request {
 /* What the daemon said in its Welcome. */
 struct server {
     struct mlacat_server_info info; /* `reconnects` is not used here */
+    uint64_t features;              /* Mlacat__V1__Feature */
     struct mlacat_device_info devices[CLIENT_DEVICES_MAX];
 };
 
@@ -141,6 +151,7 @@ struct mlacat_client {
     uint64_t last_request_id;
     TAILQ_HEAD(, request) requests;
     TAILQ_HEAD(, mlacat_buffer) buffers;
+    TAILQ_HEAD(, mlacat_event) events;
     uint64_t last_serial;           /* of a buffer */
     struct mlacat_stream **streams; /* by index; NULL: unused */
     uint32_t streams_nr;

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "error.h"
@@ -62,9 +63,21 @@ enum mlacat_status cuda_driver(const struct cuda_driver **driver)
         void *library = dlopen(DRIVER_LIBRARY, RTLD_NOW | RTLD_NOLOAD);
         status = library == NULL ? error_fail(MLACAT_INVALID_ARGUMENT,
                                               "this process has not loaded the CUDA driver (" DRIVER_LIBRARY
-                                              "), so the pointer cannot be GPU memory; allocate it with CUDA first")
+                                              "), so this is nothing of a GPU; make it with CUDA first")
                                  : fill(library);
     }
     pthread_mutex_unlock(&lock);
     return status;
+}
+
+int cuda_driver_name_device(const struct cuda_driver *driver, int device, char uuid[CUDA_DEVICE_NAME_BYTES])
+{
+    unsigned char b[16];
+    int result = driver->cuDeviceGetUuid(b, device);
+    if (result == CUDA_RESULT_OK) {
+        snprintf(uuid, CUDA_DEVICE_NAME_BYTES,
+                 "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3],
+                 b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    }
+    return result;
 }

@@ -39,4 +39,8 @@ enum { CUDA_RESULT_OK = 0, CUDA_RESULT_INVALID_VALUE = 1 };
 
 enum mlacat_status cuda_driver(const struct cuda_driver **driver);
 
+#define CUDA_DEVICE_NAME_BYTES 64
+/* "GPU-...", as the daemon names the device; returns the driver's result. */
+int cuda_driver_name_device(const struct cuda_driver *driver, int device, char uuid[CUDA_DEVICE_NAME_BYTES]);
+
 #endif

@@ -2,7 +2,6 @@
 #include "cuda_export.h"
 
 #include <fcntl.h>
-#include <stdio.h>
 
 #include "cuda_driver.h"
 
@@ -70,17 +69,11 @@ static enum mlacat_status check_pointer(struct question *q)
 
 static enum mlacat_status name_device(struct question *q, char uuid[CLIENT_UUID_BYTES])
 {
-    unsigned char b[16];
     int result = q->cuda->cuDeviceGet(&q->device, q->ordinal);
     if (result == 0) {
-        result = q->cuda->cuDeviceGetUuid(b, q->device);
+        result = cuda_driver_name_device(q->cuda, q->device, uuid);
     }
-    if (result != 0) {
-        return fail_driver("cuDeviceGetUuid", result);
-    }
-    snprintf(uuid, CLIENT_UUID_BYTES, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0],
-             b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
-    return MLACAT_OK;
+    return result == 0 ? MLACAT_OK : fail_driver("cuDeviceGetUuid", result);
 }
 
 static enum mlacat_status fail_extent(const struct question *q, unsigned long long base, size_t all)

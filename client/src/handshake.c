@@ -195,6 +195,7 @@ static void copy_welcome(const Mlacat__V1__Welcome *welcome, struct server *serv
     struct mlacat_server_info *info = &server->info;
     error_copy_text(info->version, sizeof(info->version), welcome->server_version);
     info->pid = welcome->server_pid;
+    server->features = welcome->features;
     if (welcome->boot_id.len == sizeof(info->boot_id)) {
         memcpy(info->boot_id, welcome->boot_id.data, sizeof(info->boot_id));
     }
@@ -204,6 +205,7 @@ static void copy_welcome(const Mlacat__V1__Welcome *welcome, struct server *serv
         info->max_mapped_bytes = welcome->limits->mapped_bytes;
         info->max_stream_calls = welcome->limits->stream_calls;
         info->max_calls = welcome->limits->calls;
+        info->max_events = welcome->limits->events;
     }
     for (size_t i = 0; i < welcome->n_devices && i < CLIENT_DEVICES_MAX; i++) {
         const Mlacat__V1__Device *from = welcome->devices[i];

@@ -97,6 +97,17 @@ void message_register(struct message_register *request, struct mlacat_buffer *bu
     }
 }
 
+void message_register_event(struct message_register_event *request, struct mlacat_event *event)
+{
+    mlacat__v1__envelope__init(&request->envelope);
+    mlacat__v1__register_event__init(&request->body);
+    request->envelope.body_case = MLACAT__V1__ENVELOPE__BODY_REGISTER_EVENT;
+    request->envelope.register_event = &request->body;
+    request->body.device_uuid = event->device;
+    request->body.handle.data = event->handle;
+    request->body.handle.len = sizeof(event->handle);
+}
+
 void message_open(struct message_open *request, struct mlacat_stream *stream)
 {
     mlacat__v1__envelope__init(&request->envelope);
@@ -107,6 +118,11 @@ void message_open(struct message_open *request, struct mlacat_stream *stream)
 }
 
 struct wire_ref message_buffer_ref(const Mlacat__V1__BufferRef *ref)
+{
+    return ref == NULL ? (struct wire_ref){0} : (struct wire_ref){ref->id, ref->generation};
+}
+
+struct wire_ref message_event_ref(const Mlacat__V1__EventRef *ref)
 {
     return ref == NULL ? (struct wire_ref){0} : (struct wire_ref){ref->id, ref->generation};
 }

@@ -41,6 +41,13 @@ struct message_register {
 };
 void message_register(struct message_register *request, struct mlacat_buffer *buffer);
 
+struct message_register_event {
+    message envelope;
+    Mlacat__V1__RegisterEvent body;
+};
+/* Points into the event. */
+void message_register_event(struct message_register_event *request, struct mlacat_event *event);
+
 struct message_open {
     message envelope;
     Mlacat__V1__OpenStream body;
@@ -49,6 +56,7 @@ void message_open(struct message_open *request, struct mlacat_stream *stream);
 
 /* References of the daemon's replies. */
 struct wire_ref message_buffer_ref(const Mlacat__V1__BufferRef *ref);
+struct wire_ref message_event_ref(const Mlacat__V1__EventRef *ref);
 struct wire_ref message_stream_ref(const Mlacat__V1__StreamRef *ref);
 
 #endif

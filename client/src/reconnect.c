@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What happens when the daemon goes away and comes back. The end of a connection ends all that is in flight. The next
- * request makes a new one: Hello, all buffers registered again (their descriptors are kept), all streams opened again.
+ * request makes a new one: Hello, all buffers and events registered again (what names them is kept), all streams opened
+ * again.
  * The new socket is seen by other threads only when that is done.
  *
  *     UP --reconnect_end--> DOWN --reconnect_ready--> connecting --> UP, or DOWN again when the time is over
@@ -14,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "event.h"
 #include "handshake.h"
 #include "memory_watch.h"
 #include "request.h"
@@ -104,6 +106,35 @@ static bool restore_buffer(int fd, struct mlacat_buffer *buffer, uint64_t id, in
     return true;
 }
 
+static bool restore_event(int fd, struct mlacat_event *event, const struct server *server, uint64_t id,
+                          int64_t deadline, struct error *err)
+{
+    struct message_register_event request;
+    message *reply;
+    struct error refused;
+    event->ref = (struct wire_ref){0};
+    enum handshake_answer answer = HANDSHAKE_REFUSED;
+    if (event_check_server(server, err) == MLACAT_OK) {
+        message_register_event(&request, event);
+        request.envelope.request_id = id;
+        answer = handshake_exchange(fd, &request.envelope, NULL, MLACAT__V1__ENVELOPE__BODY_EVENT_REGISTERED, deadline,
+                                    &reply, err);
+    }
+    if (answer == HANDSHAKE_DONE) {
+        event->ref = message_event_ref(reply->event_registered->event);
+        message_free(reply);
+    }
+    if (!note_answer(answer, err, &refused)) {
+        return false;
+    }
+    event->broken = (struct error){0};
+    if (refused.code != MLACAT_OK) {
+        error_set(&event->broken, MLACAT_FAILED_PRECONDITION,
+                  "the event could not be registered again after a restart (%.100s); release it", refused.message);
+    }
+    return true;
+}
+
 static bool restore_stream(int fd, struct mlacat_stream *stream, uint64_t id, int64_t deadline, struct error *err)
 {
     struct message_open request;
@@ -120,13 +151,21 @@ static bool restore_stream(int fd, struct mlacat_stream *stream, uint64_t id, in
     return note_answer(answer, err, &stream->broken);
 }
 
-static bool restore(struct mlacat_client *client, int fd, int64_t deadline, struct error *err)
+static bool restore(struct mlacat_client *client, int fd, const struct server *server, int64_t deadline,
+                    struct error *err)
 {
     uint64_t id = HANDSHAKE_HELLO_ID;
     struct mlacat_buffer *buffer;
     TAILQ_FOREACH(buffer, &client->buffers, link)
     {
         if (!restore_buffer(fd, buffer, ++id, deadline, err)) {
+            return false;
+        }
+    }
+    struct mlacat_event *event;
+    TAILQ_FOREACH(event, &client->events, link)
+    {
+        if (!restore_event(fd, event, server, ++id, deadline, err)) {
             return false;
         }
     }
@@ -155,7 +194,7 @@ static int make_connection(struct mlacat_client *client, int64_t deadline, struc
     for (;;) {
         int fd = -1;
         if (handshake_connect(client->socket, client->name, deadline, &fd, server, err) == MLACAT_OK) {
-            if (restore(client, fd, deadline, err)) {
+            if (restore(client, fd, server, deadline, err)) {
                 return fd;
             }
             close(fd);

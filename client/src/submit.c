@@ -60,6 +60,22 @@ static enum mlacat_status check_call(const struct mlacat_stream *stream, const s
     return MLACAT_OK;
 }
 
+/* The same of the event that it waits for. */
+static enum mlacat_status check_wait(const struct mlacat_stream *stream, const struct mlacat_call *call,
+                                     struct error *err)
+{
+    const struct mlacat_event *event = call->wait;
+    if (event == NULL || (event->client == stream->client && event->broken.code == MLACAT_OK)) {
+        return MLACAT_OK;
+    }
+    if (event->client != stream->client) {
+        return error_set(err, MLACAT_INVALID_ARGUMENT,
+                         "`wait` is an event of another client; use one of the client of the stream");
+    }
+    *err = event->broken;
+    return err->code;
+}
+
 /* How many calls of the batch, from the first, can go into one packet now; err->code: why not all of them, or OK. */
 static size_t count_sendable(struct mlacat_stream *stream, const struct batch *batch, struct error *err)
 {
@@ -74,7 +90,7 @@ static size_t count_sendable(struct mlacat_stream *stream, const struct batch *b
             return i;
         }
         const struct mlacat_call *call = read_call(batch, i, &copy, err);
-        if (call == NULL || check_call(stream, call, err) != MLACAT_OK ||
+        if (call == NULL || check_call(stream, call, err) != MLACAT_OK || check_wait(stream, call, err) != MLACAT_OK ||
             (call->done != NULL && callback_prepare(stream->client, err) != MLACAT_OK)) {
             return i;
         }
@@ -100,7 +116,8 @@ static enum transport_sent send_calls(struct mlacat_stream *stream, const struct
         for (int k = 0; k < 3; k++) {
             buffers[k] = call->operand[k].buffer->ref;
         }
-        at = wire_put_call(at, call, buffers, slot_call_id(slots[i]));
+        const struct wire_ref *event = call->wait == NULL ? NULL : &call->wait->ref;
+        at = wire_put_call(at, call, buffers, event, slot_call_id(slots[i]));
     }
     at = wire_put_submit_head(at, end, stream->ref);
     enum transport_sent sent = transport_send(client, at, (size_t)(end - at), NULL);

@@ -23,6 +23,7 @@ enum {
     CALL_DTYPE = 3,
     CALL_OPERANDS = 4,
     CALL_DEADLINE_US = 5,
+    CALL_WAIT_EVENT = 6,
     OPERAND_BUFFER = 1,
     OPERAND_OFFSET = 2,
     OPERAND_SHAPE = 3,
@@ -96,9 +97,11 @@ static uint8_t *put_operand(uint8_t *end, const struct mlacat_tensor *tensor, st
     return put_length(at, end, CALL_OPERANDS);
 }
 
-uint8_t *wire_put_call(uint8_t *end, const struct mlacat_call *call, const struct wire_ref buffers[3], uint64_t call_id)
+uint8_t *wire_put_call(uint8_t *end, const struct mlacat_call *call, const struct wire_ref buffers[3],
+                       const struct wire_ref *event, uint64_t call_id)
 {
-    uint8_t *at = put_number(end, CALL_DEADLINE_US, call->deadline_us);
+    uint8_t *at = event == NULL ? end : put_ref(end, CALL_WAIT_EVENT, *event);
+    at = put_number(at, CALL_DEADLINE_US, call->deadline_us);
     for (int i = 2; i >= 0; i--) {
         at = put_operand(at, &call->operand[i], buffers[i]);
     }

@@ -23,7 +23,7 @@
 /* Calls that surely fit into one packet beside its head. */
 #define WIRE_PACKET_CALLS ((WIRE_PACKET_BYTES - 64u) / WIRE_CALL_BYTES_MAX)
 
-/* BufferRef and StreamRef. */
+/* BufferRef, EventRef and StreamRef. */
 struct wire_ref {
     uint32_t id;
     uint32_t generation;
@@ -37,10 +37,11 @@ struct wire_fds {
 
 /*
  * Messages are written from their end to their front, because a protobuf message stands behind its own length: give the
- * end of the free space and go on with the start that is returned. The last call of a Submit is written first.
+ * end of the free space and go on with the start that is returned. The last call of a Submit is written first. `event`
+ * NULL: the call waits for none.
  */
 uint8_t *wire_put_call(uint8_t *end, const struct mlacat_call *call, const struct wire_ref buffers[3],
-                       uint64_t call_id);
+                       const struct wire_ref *event, uint64_t call_id);
 /* Puts the Envelope and the stream before the calls, which end at `packet_end`. */
 uint8_t *wire_put_submit_head(uint8_t *calls, const uint8_t *packet_end, struct wire_ref stream);
 

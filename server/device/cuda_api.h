@@ -21,6 +21,7 @@
 /* ---------------------------------------------------------------------------------------------- types of the ABI */
 
 struct cuda_context;
+struct cuda_event;
 struct cuda_stream;
 struct cuda_module;
 struct cuda_function;
@@ -36,7 +37,7 @@ _Static_assert(sizeof(struct cuda_uuid) == 16, "CUuuid");
 struct cuda_ipc_handle {
     unsigned char bytes[64];
 };
-_Static_assert(sizeof(struct cuda_ipc_handle) == 64, "CUipcMemHandle");
+_Static_assert(sizeof(struct cuda_ipc_handle) == 64, "CUipcMemHandle, CUipcEventHandle");
 
 struct cuda_location {
     int type;

@@ -3,13 +3,14 @@
  * The device interface: what an accelerator (or the CPU) must do for the service. tests/contract runs one suite over
  * every row.
  *
- * Owns:     a device owns its imported memory and its streams; the caller owns the pointers that it got until it gives
- *           them back.
- * Thread:   `open`, `close`, `mem_import`, `mem_release`, `tend`, `stream_open`, `stream_close`: the device's control
- *           thread only (the thread that opens it before that one runs), and they may block. `submit`, `poll`: the
- *           one worker thread that the stream belongs to, never blocking.
+ * Owns:     a device owns its imported memory and events and its streams; the caller owns the pointers that it got
+ *           until it gives them back.
+ * Thread:   `open`, `close`, `mem_import`, `mem_release`, `event_import`, `event_release`, `tend`, `stream_open`,
+ *           `stream_close`: the device's control thread only (the thread that opens it before that one runs), and they
+ *           may block. `submit`, `poll`: the one worker thread that the stream belongs to; `event_query`: any worker
+ *           thread; never blocking.
  * Lifetime: open -> (import/release, stream_open/close, submit/poll)* -> close. close needs all streams closed and all
- *           memory released.
+ *           memory and events released.
  * Errors:   as said with each slot. NODEV and AGAIN never leave the server.
  */
 #ifndef MLACAT_DEVICE_DEVICE_H
@@ -24,6 +25,7 @@
 
 struct device;
 struct device_memory;
+struct device_event;
 struct device_stream;
 
 #define DEVICE_UUID_BYTES 64
@@ -33,7 +35,7 @@ struct device_stream;
 enum device_answer {
     DEVICE_OK,
     DEVICE_NODEV, /* open: this machine has no such device; go on without it */
-    DEVICE_AGAIN, /* submit: full; nothing was taken, try again after a poll */
+    DEVICE_AGAIN, /* submit: full; nothing was taken, try again after a poll. event_query: not yet */
     DEVICE_ERROR  /* the error says what */
 };
 
@@ -75,6 +77,18 @@ struct device_ops {
                                      struct device_memory **memory, struct memory_info *info, struct error *err);
     /* No call in flight uses the memory. */
     void (*mem_release)(struct device *device, struct device_memory *memory);
+
+    /* An event of another process, by its handle. OK: *event is the caller's until event_release. Errors:
+     * UNIMPLEMENTED (the device has no such thing), INVALID_ARGUMENT (no such event), RESOURCE_EXHAUSTED, INTERNAL. */
+    enum mlacat_status (*event_import)(struct device *device, const uint8_t handle[MEMORY_HANDLE_BYTES],
+                                       struct device_event **event, struct error *err);
+    /* Nobody asks for the event any more. Does not wait for it. */
+    void (*event_release)(struct device *device, struct device_event *event);
+    /* DEVICE_OK: its most recent record has completed, or there was none. DEVICE_AGAIN: not yet; whether it ever will
+     * is up to its owner, so nothing of it may be put on the device. DEVICE_ERROR: nobody will know; scope DEVICE: the
+     * device is lost with it. */
+    enum device_answer (*event_query)(struct device_event *event, struct error *err);
+
     /* Does one piece of what a release left for later, if it is time. Called after each job and before the control
      * thread sleeps, and again after the nanoseconds that it returns; DEVICE_TEND_LATER: not before the next job. Looks
      * about once a second whether the device is still there: when not, `err` is set, else it is left alone. */

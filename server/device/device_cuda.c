@@ -18,6 +18,7 @@
 
 #include "clock.h"
 #include "cuda_device.h"
+#include "cuda_event.h"
 #include "cuda_memory.h"
 #include "cuda_stream.h"
 #include "device.h"
@@ -327,6 +328,9 @@ const struct device_ops device_cuda_ops = {
     .close = cuda_close,
     .mem_import = cuda_memory_import,
     .mem_release = cuda_memory_release,
+    .event_import = cuda_event_import,
+    .event_release = cuda_event_release,
+    .event_query = cuda_event_query,
     .tend = cuda_tend,
     .stream_open = cuda_stream_open,
     .stream_close = cuda_stream_close,

@@ -94,6 +94,30 @@ static uint64_t host_tend(struct device *device, struct error *err)
     return DEVICE_TEND_LATER;
 }
 
+static enum mlacat_status host_event_import(struct device *device, const uint8_t handle[MEMORY_HANDLE_BYTES],
+                                            struct device_event **event, struct error *err)
+{
+    (void)device;
+    (void)handle;
+    (void)event;
+    return error_set(err, MLACAT_UNIMPLEMENTED,
+                     "the host device has no events: submit when the operands are ready, and wait for nothing");
+}
+
+/* No event can be imported, so neither of these is ever called. */
+static void host_event_release(struct device *device, struct device_event *event)
+{
+    (void)device;
+    (void)event;
+}
+
+static enum device_answer host_event_query(struct device_event *event, struct error *err)
+{
+    (void)event;
+    (void)err;
+    return DEVICE_OK;
+}
+
 static enum mlacat_status host_stream_open(struct device *device, struct device_stream **stream, struct error *err)
 {
     struct device_stream *made = calloc(1, sizeof(*made));
@@ -270,6 +294,9 @@ const struct device_ops device_host_ops = {
     .close = host_close,
     .mem_import = host_mem_import,
     .mem_release = host_mem_release,
+    .event_import = host_event_import,
+    .event_release = host_event_release,
+    .event_query = host_event_query,
     .tend = host_tend,
     .stream_open = host_stream_open,
     .stream_close = host_stream_close,

@@ -48,8 +48,8 @@ struct control_job {
     bool was_free;                         /* it cost next to nothing */
 };
 
-/* A mutex and a condition variable: nothing here is on the path of a call. The lists are as long as there are buffers
- * and streams, each of which has at most one job at a time. */
+/* A mutex and a condition variable: nothing here is on the path of a call. The lists are as long as there are buffers,
+ * events and streams, each of which has at most one job at a time. */
 struct control {
     pthread_t thread;
     pthread_mutex_t mutex;

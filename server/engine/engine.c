@@ -147,7 +147,7 @@ uint32_t engine_calls(const struct engine *engine)
 
 bool engine_idle(const struct engine *engine)
 {
-    return engine->buffers_nr == 0 && engine->streams_nr == 0;
+    return engine->buffers_nr == 0 && engine->events_nr == 0 && engine->streams_nr == 0;
 }
 
 bool engine_stuck(struct engine *engine)
@@ -162,6 +162,11 @@ bool engine_stuck(struct engine *engine)
 void engine_count_buffers(struct engine *engine, int change)
 {
     engine->buffers_nr += (uint32_t)change;
+}
+
+void engine_count_events(struct engine *engine, int change)
+{
+    engine->events_nr += (uint32_t)change;
 }
 
 struct worker *engine_assign_worker(struct engine *engine)

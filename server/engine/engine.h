@@ -5,7 +5,7 @@
  *
  * Owns:     the device and its threads.
  * Thread:   the loop thread.
- * Lifetime: engine_start -> engine_stop, with all its buffers and streams gone.
+ * Lifetime: engine_start -> engine_stop, with all its buffers, events and streams gone.
  * Errors:   engine_start: what the device's open says, or RESOURCE_EXHAUSTED.
  */
 #ifndef MLACAT_ENGINE_ENGINE_H
@@ -50,6 +50,7 @@ struct engine {
     struct worker *workers;
     uint32_t workers_nr;
     uint32_t buffers_nr; /* not gone yet */
+    uint32_t events_nr;  /* not gone yet */
     uint32_t streams_nr; /* not gone yet */
     struct engine_times times;
 
@@ -73,14 +74,15 @@ bool engine_take(struct engine *engine);
 /* Calls at the workers. */
 uint32_t engine_calls(const struct engine *engine);
 
-/* True if nothing is left: no buffer, no stream. */
+/* True if nothing is left: no buffer, no event, no stream. */
 bool engine_idle(const struct engine *engine);
 
 /* True if a worker has made no round between this question and the last though it has calls. */
 bool engine_stuck(struct engine *engine);
 
-/* For buffers.c and stream.c. */
+/* For buffers.c, events.c and stream.c. */
 void engine_count_buffers(struct engine *engine, int change);
+void engine_count_events(struct engine *engine, int change);
 /* The worker with the fewest streams; counts one more on it. */
 struct worker *engine_assign_worker(struct engine *engine);
 void engine_release_worker(struct engine *engine, struct worker *worker);

@@ -132,6 +132,7 @@ struct call *stream_get_call(struct stream *stream)
     call->launched_ns = 0;
     call->ended_ns = 0;
     call->error.code = MLACAT_OK;
+    call->event = NULL;
     for (int i = 0; i < OP_OPERANDS; i++) {
         call->buffer[i] = NULL;
     }

@@ -7,6 +7,7 @@
 
 #include "buffers.h"
 #include "clock.h"
+#include "events.h"
 #include "stream.h"
 #include "thread.h"
 
@@ -66,7 +67,34 @@ static void lose_stream(struct worker *worker, struct stream *stream, const stru
     fail_all(worker, stream);
 }
 
-/* Launches from the queue until it is empty or the device is full. */
+/* DEVICE_OK: the call waits for nothing any more, or was withdrawn. The event is a client's and may never come, so it
+ * is asked for here and nothing of it is put on the device. */
+static enum device_answer ask_event(struct worker *worker, struct call *call)
+{
+    if (!call->event || atomic_load_explicit(&call->claim, memory_order_relaxed) != CALL_WAITING) {
+        return DEVICE_OK;
+    }
+    return worker->ops->event_query(call->event->device_event, &call->error);
+}
+
+static enum device_answer submit(struct worker *worker, struct stream *stream, struct call *call)
+{
+    struct device_call device_call = {.plan = call->plan, .cookie = call};
+    for (int i = 0; i < OP_OPERANDS; i++) {
+        device_call.memory[i] = call->buffer[i]->memory;
+    }
+    call->launched_ns = clock_now_ns();
+    enum device_answer answer = worker->ops->submit(stream->device_stream, &device_call, &call->error);
+    if (answer == DEVICE_AGAIN) {
+        /* Not launched: it can still be cancelled and its deadline counts. */
+        call->launched_ns = 0;
+        atomic_store_explicit(&call->claim, CALL_WAITING, memory_order_relaxed);
+        stream->full = true;
+    }
+    return answer;
+}
+
+/* Launches from the queue until it is empty, the device is full, or the first call waits for its event. */
 static void launch(struct worker *worker, struct stream *stream)
 {
     while (!list_empty(&stream->queue) && !(stream->full && !list_empty(&stream->launched))) {
@@ -75,21 +103,18 @@ static void launch(struct worker *worker, struct stream *stream)
             clock_now_ns() >= call->deadline_ns) {
             call_withdraw(call, CALL_WITHDRAWN_DEADLINE);
         }
+        enum device_answer answer = ask_event(worker, call);
+        if (answer == DEVICE_AGAIN) {
+            return;
+        }
         if (!call_take(call)) {
             give_back_withdrawn(worker, call);
             continue;
         }
-        struct device_call device_call = {.plan = call->plan, .cookie = call};
-        for (int i = 0; i < OP_OPERANDS; i++) {
-            device_call.memory[i] = call->buffer[i]->memory;
+        if (answer == DEVICE_OK) {
+            answer = submit(worker, stream, call);
         }
-        call->launched_ns = clock_now_ns();
-        enum device_answer answer = worker->ops->submit(stream->device_stream, &device_call, &call->error);
         if (answer == DEVICE_AGAIN) {
-            /* Not launched: it can still be cancelled and its deadline counts. */
-            call->launched_ns = 0;
-            atomic_store_explicit(&call->claim, CALL_WAITING, memory_order_relaxed);
-            stream->full = true;
             return;
         }
         list_remove(&call->queue_link);

@@ -9,7 +9,7 @@
  *   DONE -> FREE       (loop: the completion was sent, or nobody is left to read it)
  *   BOUND -> FREE      (loop: refused at once; the refusal was the answer)
  *
- * Owns:     nothing; it lives in its stream's pool and carries the pins of its buffers.
+ * Owns:     nothing; it lives in its stream's pool and carries the pins of its buffers and its event.
  * Thread:   the loop thread, but while SUBMITTED the worker's fields belong to the worker; `claim` is shared.
  * Lifetime: as long as its stream.
  * Errors:   -
@@ -27,6 +27,7 @@
 #include "status.h"
 
 struct buffer;
+struct event;
 struct stream;
 
 enum call_state { CALL_FREE, CALL_BOUND, CALL_SUBMITTED, CALL_DONE };
@@ -45,6 +46,7 @@ struct call {
     uint64_t received_ns;
     uint64_t deadline_ns;               /* 0: none */
     struct buffer *buffer[OP_OPERANDS]; /* pinned from BOUND to DONE */
+    struct event *event;                /* what it waits for, likewise pinned; NULL: nothing */
     struct op_request request;          /* kept for calls that are validated only after an import */
     struct op_plan plan;
 

@@ -27,9 +27,9 @@
 #define WIRE_UUID_BYTES 64 /* with the NUL */
 #define WIRE_BOOT_ID_BYTES 16
 #define WIRE_COMPLETIONS_MAX 128    /* in one packet: with the longest messages they fit into WIRE_PACKET_BYTES */
-#define WIRE_FEATURES ((uint64_t)1) /* FEATURE_INLINE_MEMORY */
+#define WIRE_FEATURES ((uint64_t)3) /* FEATURE_INLINE_MEMORY, FEATURE_EVENTS */
 
-/* BufferRef and StreamRef. */
+/* BufferRef, EventRef and StreamRef. */
 struct wire_ref {
     uint32_t id;
     uint32_t generation;
@@ -47,6 +47,8 @@ enum wire_kind {
     WIRE_HEALTH,
     WIRE_DRAIN,
     WIRE_SET_LOG_LEVEL,
+    WIRE_REGISTER_EVENT,
+    WIRE_UNREGISTER_EVENT,
     WIRE_KINDS
 };
 
@@ -85,6 +87,11 @@ struct wire_message {
         struct {
             char level[16];
         } set_log_level;
+        struct {
+            char device_uuid[WIRE_UUID_BYTES];
+            uint8_t handle[MEMORY_HANDLE_BYTES];
+        } register_event;
+        struct wire_ref unregister_event;
     };
 };
 
@@ -98,6 +105,8 @@ struct wire_operand {
 struct wire_call {
     uint64_t call_id;
     uint64_t deadline_us; /* 0 = none */
+    bool waits;
+    struct wire_ref wait_event; /* only if `waits` */
     struct op_request request;
     struct wire_operand operand[OP_OPERANDS];
 };
@@ -114,7 +123,7 @@ void wire_decoder_free(struct wire_decoder *decoder);
  * packet's descriptors exactly once. Error with scope SESSION: end the connection. message->request_id is what could be
  * read of it, or 0; kind is the body's, or WIRE_KINDS if there is none. Error with scope CALL: answer the request with
  * the error and go on. request_id and kind are valid, the rest is not. It is a RegisterBuffer with memory of no kind, a
- * handle not of 64 bytes, or not 1..64 chunks. `err` is written only on error.
+ * handle not of 64 bytes, or not 1..64 chunks; or a RegisterEvent with such a handle. `err` is written only on error.
  */
 enum mlacat_status wire_decode(struct wire_decoder *decoder, const uint8_t *bytes, size_t size, uint32_t fds_nr,
                                struct wire_message *message, struct error *err);
@@ -147,6 +156,7 @@ struct wire_limits {
     uint64_t mapped_bytes;
     uint32_t stream_calls;
     uint32_t calls;
+    uint32_t events;
 };
 
 #define WIRE_DEVICES_MAX 16
@@ -167,6 +177,7 @@ size_t wire_encode_welcome(uint8_t *bytes, const struct wire_welcome *welcome);
 /* The reply to a request: `err` NULL or OK = success. request_id 0 = why the daemon ends the connection. */
 size_t wire_encode_answer(uint8_t *bytes, uint64_t request_id, const struct error *err);
 size_t wire_encode_buffer_registered(uint8_t *bytes, uint64_t request_id, struct wire_ref buffer, uint64_t size_bytes);
+size_t wire_encode_event_registered(uint8_t *bytes, uint64_t request_id, struct wire_ref event);
 size_t wire_encode_stream_opened(uint8_t *bytes, uint64_t request_id, struct wire_ref stream, uint32_t calls);
 
 struct wire_completion {

@@ -45,6 +45,8 @@ static const char *const kind_names[WIRE_KINDS] = {
     [WIRE_HEALTH] = "HealthRequest",
     [WIRE_DRAIN] = "Drain",
     [WIRE_SET_LOG_LEVEL] = "SetLogLevel",
+    [WIRE_REGISTER_EVENT] = "RegisterEvent",
+    [WIRE_UNREGISTER_EVENT] = "UnregisterEvent",
 };
 
 const char *wire_kind_name(enum wire_kind kind)
@@ -208,20 +210,26 @@ static enum mlacat_status read_chunks(const Mlacat__V1__CudaVmmMemory *vmm, stru
     return MLACAT_OK;
 }
 
-static enum mlacat_status read_handle(const Mlacat__V1__CudaIpcMemory *ipc, struct memory_request *out,
-                                      struct error *err)
+/* `source`: the driver's call that makes such handles. */
+static enum mlacat_status read_handle(const ProtobufCBinaryData *handle, const char *source,
+                                      uint8_t out[MEMORY_HANDLE_BYTES], struct error *err)
 {
-    if (ipc->handle.len != MEMORY_HANDLE_BYTES) {
-        return refused(err, "a CUDA IPC handle of %zu bytes: send the %d bytes of cuIpcGetMemHandle", ipc->handle.len,
-                       MEMORY_HANDLE_BYTES);
+    if (handle->len != MEMORY_HANDLE_BYTES) {
+        return refused(err, "a CUDA IPC handle of %zu bytes: send the %d bytes of %s", handle->len, MEMORY_HANDLE_BYTES,
+                       source);
     }
+    memcpy(out, handle->data, MEMORY_HANDLE_BYTES);
+    return MLACAT_OK;
+}
+
+static enum mlacat_status read_ipc(const Mlacat__V1__CudaIpcMemory *ipc, struct memory_request *out, struct error *err)
+{
     out->kind = MEMORY_CUDA_IPC;
     out->size_bytes = ipc->size_bytes;
     out->offset_bytes = ipc->offset_bytes;
     out->allocation_bytes = ipc->allocation_bytes;
     out->buffer_id = ipc->buffer_id;
-    memcpy(out->handle, ipc->handle.data, MEMORY_HANDLE_BYTES);
-    return MLACAT_OK;
+    return read_handle(&ipc->handle, "cuIpcGetMemHandle", out->handle, err);
 }
 
 /* The fd indices were checked by check_fds. */
@@ -240,7 +248,7 @@ static enum mlacat_status read_memory(const Mlacat__V1__Memory *memory, struct m
         out->fds[0] = (int)memory->host->fd;
         return MLACAT_OK;
     case MLACAT__V1__MEMORY__KIND_CUDA_IPC:
-        return read_handle(memory->cuda_ipc, out, err);
+        return read_ipc(memory->cuda_ipc, out, err);
     case MLACAT__V1__MEMORY__KIND_CUDA_VMM:
         return read_chunks(memory->cuda_vmm, out, err);
     default:
@@ -263,6 +271,8 @@ static bool find_kind(Mlacat__V1__Envelope__BodyCase body, enum wire_kind *kind)
         [MLACAT__V1__ENVELOPE__BODY_HEALTH_REQUEST] = WIRE_HEALTH,
         [MLACAT__V1__ENVELOPE__BODY_DRAIN] = WIRE_DRAIN,
         [MLACAT__V1__ENVELOPE__BODY_SET_LOG_LEVEL] = WIRE_SET_LOG_LEVEL,
+        [MLACAT__V1__ENVELOPE__BODY_REGISTER_EVENT] = WIRE_REGISTER_EVENT,
+        [MLACAT__V1__ENVELOPE__BODY_UNREGISTER_EVENT] = WIRE_UNREGISTER_EVENT,
     };
     /* Field 1 of Envelope is no body: the table is dense from Hello on. */
     if (body < MLACAT__V1__ENVELOPE__BODY_HELLO || body >= sizeof(kinds)) {
@@ -318,6 +328,13 @@ static enum mlacat_status read_body(struct wire_decoder *decoder, const Mlacat__
         return MLACAT_OK;
     case WIRE_SET_LOG_LEVEL:
         read_text(envelope->set_log_level->level, message->set_log_level.level, sizeof(message->set_log_level.level));
+        return MLACAT_OK;
+    case WIRE_REGISTER_EVENT:
+        read_text(envelope->register_event->device_uuid, message->register_event.device_uuid, WIRE_UUID_BYTES);
+        return read_handle(&envelope->register_event->handle, "cuIpcGetEventHandle", message->register_event.handle,
+                           err);
+    case WIRE_UNREGISTER_EVENT:
+        message->unregister_event = READ_REF(envelope->unregister_event->event);
         return MLACAT_OK;
     default: /* StatsRequest, HealthRequest and Drain say nothing more */
         return MLACAT_OK;
@@ -426,6 +443,8 @@ enum mlacat_status wire_submit_call(const struct wire_decoder *decoder, uint32_t
     const Mlacat__V1__Call *source = decoder->submit->calls[index];
     call->call_id = source->call_id;
     call->deadline_us = source->deadline_us;
+    call->waits = source->wait_event != NULL;
+    call->wait_event = READ_REF(source->wait_event);
     call->request.op = source->op;
     call->request.dtype = source->dtype;
     if (source->n_operands != OP_OPERANDS) {

@@ -87,6 +87,7 @@ static void fill_limits(struct welcome_parts *parts, const struct wire_limits *l
     parts->limits.mapped_bytes = limits->mapped_bytes;
     parts->limits.stream_calls = limits->stream_calls;
     parts->limits.calls = limits->calls;
+    parts->limits.events = limits->events;
 }
 
 size_t wire_encode_welcome(uint8_t *bytes, const struct wire_welcome *welcome)
@@ -145,6 +146,21 @@ size_t wire_encode_buffer_registered(uint8_t *bytes, uint64_t request_id, struct
     envelope.request_id = request_id;
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_BUFFER_REGISTERED;
     envelope.buffer_registered = &body;
+    return mlacat__v1__envelope__pack(&envelope, bytes);
+}
+
+size_t wire_encode_event_registered(uint8_t *bytes, uint64_t request_id, struct wire_ref event)
+{
+    Mlacat__V1__EventRegistered body = MLACAT__V1__EVENT_REGISTERED__INIT;
+    Mlacat__V1__EventRef ref = MLACAT__V1__EVENT_REF__INIT;
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+
+    ref.id = event.id;
+    ref.generation = event.generation;
+    body.event = &ref;
+    envelope.request_id = request_id;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_EVENT_REGISTERED;
+    envelope.event_registered = &body;
     return mlacat__v1__envelope__pack(&envelope, bytes);
 }
 

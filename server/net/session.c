@@ -19,11 +19,12 @@
 void session_part_gone(struct session *session)
 {
     if (session->state != SESSION_CLOSED || session->uv_handles > 0 || session->buffers_nr > 0 ||
-        !list_empty(&session->stream_list)) {
+        session->events_nr > 0 || !list_empty(&session->stream_list)) {
         return;
     }
     assert(session->calls_nr == 0 && session->mapped_bytes == 0);
     handles_fini(&session->buffers);
+    handles_fini(&session->events);
     handles_fini(&session->streams);
     list_remove(&session->link);
     session->service->sessions_nr--;
@@ -45,9 +46,29 @@ void session_answer(struct session *session, uint64_t request_id, const struct e
     conn_send(&session->conn, session->service->packet, size, NULL, 0);
 }
 
+enum mlacat_status session_check_room(const struct handles *handles, uint32_t all_nr, uint32_t limit, const char *what,
+                                      struct error *err)
+{
+    if (all_nr >= limit + SESSION_LEAVING_MAX) {
+        return error_set(err, MLACAT_RESOURCE_EXHAUSTED,
+                         "this client has %u %s with those that are still being released, the limit is %u: wait a "
+                         "moment, or raise max_%s",
+                         all_nr, what, limit, what);
+    }
+    return handles_check(handles, limit, what, err);
+}
+
 struct control_lane *session_lane(struct session *session, const struct engine *engine)
 {
     return &session->lanes[engine - session->service->engines];
+}
+
+void session_count_import(struct session *session, int change)
+{
+    session->imports_nr += (uint32_t)change;
+    if (session->state != SESSION_CLOSED) {
+        conn_pause(&session->conn, session->imports_nr >= SESSION_IMPORTS_MAX);
+    }
 }
 
 /* --------------------------------------------------------------------------------------------- messages */
@@ -169,6 +190,8 @@ static const struct {
     [WIRE_HELLO] = {on_hello, SESSION_GREETING},
     [WIRE_REGISTER_BUFFER] = {session_register_buffer, SESSION_OPEN},
     [WIRE_UNREGISTER_BUFFER] = {session_unregister_buffer, SESSION_OPEN},
+    [WIRE_REGISTER_EVENT] = {session_register_event, SESSION_OPEN},
+    [WIRE_UNREGISTER_EVENT] = {session_unregister_event, SESSION_OPEN},
     [WIRE_OPEN_STREAM] = {session_open_stream, SESSION_OPEN},
     [WIRE_CLOSE_STREAM] = {session_close_stream, SESSION_OPEN},
     [WIRE_SUBMIT] = {session_submit, SESSION_OPEN},
@@ -282,6 +305,7 @@ void session_new(struct service *service, int fd, const struct peer *peer)
     session->service = service;
     session->peer = *peer;
     handles_init(&session->buffers);
+    handles_init(&session->events);
     handles_init(&session->streams);
     list_init(&session->stream_list);
     for (uint32_t i = 0; i < SERVICE_ENGINES_MAX; i++) {
@@ -336,4 +360,5 @@ void session_end(struct session *session, const struct error *why)
     }
     session_close_streams(session);
     session_drop_buffers(session);
+    session_drop_events(session);
 }

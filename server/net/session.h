@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One client: its connection, buffers, streams and calls.
+ * One client: its connection, buffers, events, streams and calls.
  *
  *   GREETING -> OPEN   (Hello was accepted)
  *   GREETING -> CLOSED (refused, timed out, gone)
  *   OPEN -> CLOSED     (gone, or broke the protocol)
  *
  * A CLOSED session takes no more requests: waiting calls are withdrawn, launched ones finish, streams close, buffers
- * go, and then it frees itself.
+ * and events go, and then it frees itself.
  *
  * Owns:     all of that.
  * Thread:   the loop thread.
@@ -35,7 +35,7 @@ enum session_state { SESSION_GREETING, SESSION_OPEN, SESSION_CLOSED };
 
 /* Imports under way at a time: with as many, no more packets are read, and inline memory is refused. */
 #define SESSION_IMPORTS_MAX 64
-/* Buffers, or streams, beyond the limit that may be on their way out. */
+/* Buffers, events, or streams, beyond the limit that may be on their way out. */
 #define SESSION_LEAVING_MAX 64
 
 struct session {
@@ -50,12 +50,14 @@ struct session {
     char name[WIRE_NAME_BYTES];
 
     struct handles buffers;                         /* struct buffer by id */
+    struct handles events;                          /* struct event by id */
     struct handles streams;                         /* struct stream by id */
     struct list_node stream_list;                   /* struct stream.link: all that are not gone */
     uint32_t streams_nr;                            /* all that are not gone */
     uint32_t buffers_nr;                            /* all that are not gone, inline memory too */
+    uint32_t events_nr;                             /* all that are not gone */
     struct control_lane lanes[SERVICE_ENGINES_MAX]; /* of service->engines */
-    uint32_t imports_nr;
+    uint32_t imports_nr;                            /* of memory and of events, under way */
     uint64_t mapped_bytes;
     uint64_t calls_total;
     uint32_t calls_nr; /* accepted and not answered */
@@ -72,7 +74,7 @@ void session_end(struct session *session, const struct error *why);
 
 /* --- for the files of the session --- */
 
-/* A buffer or a stream is gone: perhaps it was the last that kept a CLOSED session. */
+/* A buffer, an event or a stream is gone: perhaps it was the last that kept a CLOSED session. */
 void session_part_gone(struct session *session);
 
 /* Sends the reply to a request; `err` NULL: success. */
@@ -81,8 +83,16 @@ void session_answer(struct session *session, uint64_t request_id, const struct e
 /* Makes session_check_deadlines run at deadline_ns, or earlier. */
 void session_arm_timer(struct session *session, uint64_t deadline_ns);
 
+/* RESOURCE_EXHAUSTED: no room for one more of `what` ("buffers"). `all_nr`: with those that are still being released,
+ * which hold memory until the control thread comes to them. */
+enum mlacat_status session_check_room(const struct handles *handles, uint32_t all_nr, uint32_t limit, const char *what,
+                                      struct error *err);
+
 /* The client's lane at the engine's control thread. */
 struct control_lane *session_lane(struct session *session, const struct engine *engine);
+
+/* One import more or less is under way. */
+void session_count_import(struct session *session, int change);
 
 /* session_memory.c */
 void session_register_buffer(struct session *session, struct wire_message *message, struct conn_packet *packet);
@@ -90,10 +100,19 @@ void session_unregister_buffer(struct session *session, struct wire_message *mes
 /* Imports the memory of one operand of a call: pins it. */
 enum mlacat_status session_import_inline(struct session *session, struct call *call, int operand,
                                          struct memory_request *memory, struct conn_packet *packet, struct error *err);
-/* Unpins; inline memory goes. */
+/* Unpins buffers and event; inline memory goes. */
 void session_unpin(struct call *call);
 /* Unregisters every buffer. */
 void session_drop_buffers(struct session *session);
+
+/* session_events.c */
+void session_register_event(struct session *session, struct wire_message *message, struct conn_packet *packet);
+void session_unregister_event(struct session *session, struct wire_message *message, struct conn_packet *packet);
+/* Pins the event that the call is to wait for. */
+enum mlacat_status session_bind_event(struct session *session, struct call *call, struct wire_ref ref,
+                                      struct error *err);
+/* Unregisters every event. */
+void session_drop_events(struct session *session);
 
 /* session_streams.c */
 void session_open_stream(struct session *session, struct wire_message *message, struct conn_packet *packet);

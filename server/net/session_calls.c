@@ -133,7 +133,7 @@ static enum mlacat_status bind_buffer(struct session *session, struct call *call
     return MLACAT_OK;
 }
 
-/* Memory comes last: a call that names no good buffer starts no import. */
+/* Memory comes last: a call that names no good buffer or event starts no import. */
 static enum mlacat_status bind_operands(struct session *session, struct call *call, struct wire_call *wire,
                                         struct conn_packet *packet, struct error *err)
 {
@@ -141,6 +141,9 @@ static enum mlacat_status bind_operands(struct session *session, struct call *ca
         if (!wire->operand[i].is_inline && bind_buffer(session, call, i, wire->operand[i].buffer, err) != MLACAT_OK) {
             return err->code;
         }
+    }
+    if (wire->waits && session_bind_event(session, call, wire->wait_event, err) != MLACAT_OK) {
+        return err->code;
     }
     for (int i = 0; i < OP_OPERANDS; i++) {
         if (wire->operand[i].is_inline &&

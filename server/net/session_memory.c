@@ -2,16 +2,9 @@
 #include <inttypes.h>
 
 #include "buffers.h"
+#include "events.h"
 #include "session.h"
 #include "stream.h"
-
-static void count_import(struct session *session, int change)
-{
-    session->imports_nr += (uint32_t)change;
-    if (session->state != SESSION_CLOSED) {
-        conn_pause(&session->conn, session->imports_nr >= SESSION_IMPORTS_MAX);
-    }
-}
 
 static void on_gone(struct buffer *buffer)
 {
@@ -62,7 +55,7 @@ static void on_imported(struct buffer *buffer)
 {
     struct session *session = buffer->owner;
     struct call *call = buffer->user;
-    count_import(session, -1);
+    session_count_import(session, -1);
     if (buffer->state == BUFFER_FAILED && buffer->error.scope == MLACAT_SCOPE_DEVICE) {
         session->service->on_device_lost(session->service->owner, &buffer->error);
     }
@@ -101,26 +94,14 @@ static enum mlacat_status import(struct session *session, struct engine *engine,
         return err->code;
     }
     session->buffers_nr++;
-    count_import(session, 1);
+    session_count_import(session, 1);
     return MLACAT_OK;
-}
-
-/* Buffers that are still being released count too. */
-static enum mlacat_status refuse_one_more(const struct session *session, struct error *err)
-{
-    uint32_t limit = session->service->limits.client.buffers;
-    if (session->buffers_nr >= limit + SESSION_LEAVING_MAX) {
-        return error_set(err, MLACAT_RESOURCE_EXHAUSTED,
-                         "this client has %u buffers with those that are still being released, the limit is %u: wait a "
-                         "moment, or raise max_buffers",
-                         session->buffers_nr, limit);
-    }
-    return handles_check(&session->buffers, limit, "buffers", err);
 }
 
 void session_register_buffer(struct session *session, struct wire_message *message, struct conn_packet *packet)
 {
     struct service *service = session->service;
+    uint32_t limit = service->limits.client.buffers;
     struct error err;
     struct buffer *buffer;
     if (service->draining) {
@@ -131,13 +112,12 @@ void session_register_buffer(struct session *session, struct wire_message *messa
     if (!engine) {
         goto fail;
     }
-    if (refuse_one_more(session, &err) != MLACAT_OK ||
+    if (session_check_room(&session->buffers, session->buffers_nr, limit, "buffers", &err) != MLACAT_OK ||
         import(session, engine, &message->register_buffer.memory, packet, &buffer, &err) != MLACAT_OK) {
         goto fail;
     }
     buffer->request_id = message->request_id;
-    if (handles_add(&session->buffers, buffer, service->limits.client.buffers, "buffers", &buffer->ref, &err) !=
-        MLACAT_OK) {
+    if (handles_add(&session->buffers, buffer, limit, "buffers", &buffer->ref, &err) != MLACAT_OK) {
         buffer_drop(buffer);
         goto fail;
     }
@@ -185,6 +165,10 @@ enum mlacat_status session_import_inline(struct session *session, struct call *c
 
 void session_unpin(struct call *call)
 {
+    if (call->event) {
+        event_unpin(call->event);
+        call->event = NULL;
+    }
     for (int i = 0; i < OP_OPERANDS; i++) {
         struct buffer *buffer = call->buffer[i];
         call->buffer[i] = NULL;

@@ -34,23 +34,10 @@ static const struct stream_handlers stream_handlers = {
     .on_gone = on_gone,
 };
 
-/* Streams that are still closing count too: they hold memory until the control thread comes to them. */
-static enum mlacat_status refuse_one_more(const struct session *session, struct error *err)
-{
-    uint32_t limit = session->service->limits.client.streams;
-    if (session->streams_nr >= limit + SESSION_LEAVING_MAX) {
-        return error_set(
-            err, MLACAT_RESOURCE_EXHAUSTED,
-            "this client has %u streams with those that are still closing, the limit is %u: wait a moment, "
-            "or raise max_streams",
-            session->streams_nr, limit);
-    }
-    return handles_check(&session->streams, limit, "streams", err);
-}
-
 void session_open_stream(struct session *session, struct wire_message *message, struct conn_packet *packet)
 {
     struct service *service = session->service;
+    uint32_t limit = service->limits.client.streams;
     struct error err;
     struct stream *stream;
     (void)packet;
@@ -59,15 +46,14 @@ void session_open_stream(struct session *session, struct wire_message *message, 
         goto fail;
     }
     struct engine *engine = service_find_engine(service, message->open_stream.device_uuid, &err);
-    if (!engine || refuse_one_more(session, &err) != MLACAT_OK ||
+    if (!engine || session_check_room(&session->streams, session->streams_nr, limit, "streams", &err) != MLACAT_OK ||
         stream_open(engine, session_lane(session, engine), service->limits.client.stream_calls, &stream_handlers,
                     session, &stream, &err) != MLACAT_OK) {
         goto fail;
     }
     session->streams_nr++;
     list_append(&session->stream_list, &stream->link);
-    if (handles_add(&session->streams, stream, service->limits.client.streams, "streams", &stream->ref, &err) !=
-        MLACAT_OK) {
+    if (handles_add(&session->streams, stream, limit, "streams", &stream->ref, &err) != MLACAT_OK) {
         stream_close(stream); /* with no request to answer */
         goto fail;
     }

@@ -45,6 +45,7 @@ struct config {
     uint32_t max_clients;
     uint32_t max_streams;
     uint32_t max_buffers;
+    uint32_t max_events;
     uint64_t max_mapped;
     uint32_t max_stream_calls;
     uint32_t max_calls;

@@ -74,7 +74,8 @@ static void set_limits(struct daemon *daemon)
                    .buffers = config->max_buffers,
                    .mapped_bytes = config->max_mapped,
                    .stream_calls = config->max_stream_calls,
-                   .calls = config->max_calls},
+                   .calls = config->max_calls,
+                   .events = config->max_events},
     };
 }
 

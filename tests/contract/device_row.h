@@ -33,6 +33,14 @@ struct imported {
     struct memory_info info;
 };
 
+/* One event of the client. */
+struct row_events {
+    void (*make)(uint8_t handle[MEMORY_HANDLE_BYTES]);
+    void (*record)(void); /* it completes when: */
+    void (*come)(void);   /* waits for that */
+    void (*destroy)(void);
+};
+
 /* The row under test and what is open of it. */
 struct row {
     const char *name;
@@ -40,8 +48,9 @@ struct row {
     struct device *device;
     struct device_info info;
     struct device_stream *stream;
-    int polls_max;      /* that row_poll_all makes before it gives up */
-    bool works_in_poll; /* a call of some size is not done at the first poll */
+    int polls_max;                   /* that row_poll_all makes before it gives up */
+    const struct row_events *events; /* NULL: the device has none */
+    bool works_in_poll;              /* a call of some size is not done at the first poll */
 };
 
 extern struct row row;

@@ -5,6 +5,7 @@
  */
 #include "device_row.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -87,6 +88,49 @@ struct memory_request client_request(const struct client_memory *client)
     return request;
 }
 
+/* ------------------------------------------------------------------------------------------------------ an event */
+
+#define EVENT_INTERPROCESS (2u | 4u) /* with CU_EVENT_DISABLE_TIMING */
+
+static struct {
+    struct cuda_stream *stream;
+    struct cuda_event *event;
+    cuda_address word; /* that the stream waits for */
+    uint64_t turn;
+} gate;
+
+static void make_event(uint8_t handle[MEMORY_HANDLE_BYTES])
+{
+    struct cuda_ipc_handle made;
+    gate.turn = 0;
+    assert_int_equal(fake_cuStreamCreate(&gate.stream, CUDA_STREAM_NON_BLOCKING), CUDA_RESULT_OK);
+    assert_int_equal(fake_cuEventCreate(&gate.event, EVENT_INTERPROCESS), CUDA_RESULT_OK);
+    assert_int_equal(fake_cuMemAlloc(&gate.word, sizeof(gate.turn)), CUDA_RESULT_OK);
+    assert_int_equal(fake_cuIpcGetEventHandle(&made, gate.event), CUDA_RESULT_OK);
+    memcpy(handle, made.bytes, sizeof(made.bytes));
+}
+
+static void record_event(void)
+{
+    assert_int_equal(fake_cuStreamWaitValue64(gate.stream, gate.word, ++gate.turn, 0), CUDA_RESULT_OK);
+    assert_int_equal(fake_cuEventRecord(gate.event, gate.stream), CUDA_RESULT_OK);
+}
+
+static void let_event_come(void)
+{
+    atomic_store((_Atomic uint64_t *)(uintptr_t)gate.word, gate.turn);
+    assert_int_equal(fake_cuStreamSynchronize(gate.stream), CUDA_RESULT_OK);
+}
+
+static void destroy_event(void)
+{
+    assert_int_equal(fake_cuEventDestroy(gate.event), CUDA_RESULT_OK);
+    assert_int_equal(fake_cuMemFree(gate.word), CUDA_RESULT_OK);
+    assert_int_equal(fake_cuStreamDestroy(gate.stream), CUDA_RESULT_OK);
+}
+
+static const struct row_events events = {make_event, record_event, let_event_come, destroy_event};
+
 /* The tests count polls, of which a device that works elsewhere would see far too many. */
 static int poll_with_pause(struct device_stream *stream, struct device_completion *done, int max, struct error *err)
 {
@@ -106,6 +150,7 @@ int row_run_tests(const char *group, const struct CMUnitTest *tests, size_t nr)
     paused.poll = poll_with_pause;
     row.name = "cuda over the fake driver";
     row.ops = &paused;
+    row.events = &events;
     row.polls_max = POLLS_MAX;
     snprintf(name, sizeof(name), "%s (%s)", group, row.name);
     return _cmocka_run_group_tests(name, tests, nr, NULL, NULL);

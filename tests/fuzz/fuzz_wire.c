@@ -80,6 +80,10 @@ static void check_message(const struct wire_decoder *decoder, const struct wire_
         check_memory(&message->register_buffer.memory, fds_nr, &named);
         require(named == (fds_nr == 0 ? 0 : UINT64_MAX >> (64 - fds_nr)), "all descriptors are named");
         break;
+    case WIRE_REGISTER_EVENT:
+        check_text(message->register_event.device_uuid, sizeof(message->register_event.device_uuid));
+        require(fds_nr == 0, "an event comes without descriptors");
+        break;
     case WIRE_OPEN_STREAM:
         check_text(message->open_stream.device_uuid, sizeof(message->open_stream.device_uuid));
         break;

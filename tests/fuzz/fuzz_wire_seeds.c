@@ -41,14 +41,24 @@ static void write_registrations(void)
     write_packet("register_cuda_vmm_65", 64, &r.envelope);
 }
 
+static void write_event_registration(void)
+{
+    struct event_registration r;
+    packet_event_registration(&r);
+    write_packet("register_event", 0, &r.envelope);
+    r.body.handle.len = 65;
+    write_packet("register_event_65", 0, &r.envelope);
+}
+
 static void write_submissions(void)
 {
     static struct submission s;
     struct registration r;
     packet_submission(&s);
     write_packet("submit", 0, &s.envelope);
+    s.call.wait_event = &s.event;
     s.body.n_calls = 5;
-    write_packet("submit_5", 0, &s.envelope);
+    write_packet("submit_5_wait", 0, &s.envelope);
     packet_submission(&s);
     packet_registration(&r, MLACAT__V1__MEMORY__KIND_CUDA_VMM);
     r.vmm.n_chunks = 2;
@@ -59,7 +69,7 @@ static void write_submissions(void)
 /* Request 5 with an empty body of each field of Envelope; those of the daemon among them. */
 static void write_empty_bodies(void)
 {
-    for (uint8_t field = 2; field <= 38; field++) {
+    for (uint8_t field = 2; field <= 39; field++) {
         uint8_t two_byte_tag[] = {0x08, 5, (uint8_t)(field << 3 | 2 | 0x80), (uint8_t)(field >> 4), 0};
         uint8_t tag[] = {0x08, 5, (uint8_t)(field << 3 | 2), 0};
         char name[32];
@@ -80,6 +90,7 @@ int main(int argc, char **argv)
     }
     folder = argv[1];
     write_registrations();
+    write_event_registration();
     write_submissions();
     write_empty_bodies();
     return 0;

@@ -27,9 +27,10 @@ static struct outcome try_register(struct raw *raw, const struct share *share, s
     return share_register(raw, uuid, share, 0, share->size, share->size, buffer);
 }
 
-static struct outcome run_call(struct raw *raw, struct ref stream, struct ref buffer, uint64_t id)
+/* A call that waits for `event`; generation 0: for none. */
+static struct outcome run_waiting(struct raw *raw, struct ref stream, struct ref buffer, struct ref event, uint64_t id)
 {
-    struct call call = {.id = id, .op = OP_CONCAT_MLA_K, .dtype = DTYPE_BF16};
+    struct call call = {.id = id, .op = OP_CONCAT_MLA_K, .dtype = DTYPE_BF16, .wait_event = event};
     static const uint64_t width[3] = {192, 128, 64};
     for (int k = 0; k < 3; k++) {
         call.operand[k] = (struct operand){.buffer = buffer,
@@ -39,6 +40,11 @@ static struct outcome run_call(struct raw *raw, struct ref stream, struct ref bu
     }
     raw_submit(raw, stream, &call, 1);
     return raw_wait(raw, id);
+}
+
+static struct outcome run_call(struct raw *raw, struct ref stream, struct ref buffer, uint64_t id)
+{
+    return run_waiting(raw, stream, buffer, (struct ref){0}, id);
 }
 
 /* The context is gone: whoever has a call is told so, and the process ends, for a supervisor to start it again. */
@@ -119,6 +125,44 @@ static void failed_launch(const char *fault)
     server_stop(&server);
 }
 
+/* An event that the driver does not open, or of which it cannot tell whether it has come. The event's stream stands
+ * still for the rest of the program, which frees no more memory. */
+static void failed_event(const char *fault, uint32_t import_code, uint32_t call_code, uint32_t call_scope)
+{
+    static unsigned char handle[SHARE_HANDLE_BYTES];
+    struct server server = {0};
+    struct raw raw;
+    struct share share;
+    struct ref event;
+    printf("event: %s\n", fault);
+    if (handle[0] == 0) {
+        share_never(handle);
+    }
+    start(&server, fault);
+    raw_open(&raw, server.socket);
+    share_alloc(&share, (size_t)4 << 20);
+    struct ref buffer = share_must_register(&raw, uuid, &share, 0, share.size);
+    struct ref stream = share_must_open_stream(&raw, uuid);
+    struct outcome outcome = share_register_event(&raw, uuid, handle, &event);
+    REQUIRE(outcome.code == import_code && (outcome.code == STATUS_OK || outcome.scope == SCOPE_CALL), "%s",
+            outcome.message);
+    if (import_code == STATUS_OK) {
+        outcome = run_waiting(&raw, stream, buffer, event, 1);
+        REQUIRE(outcome.code == call_code && outcome.scope == call_scope, "%s", outcome.message);
+    }
+    printf("  %s\n", outcome.message);
+    if (call_scope == SCOPE_DEVICE) {
+        int status = server_wait(&server);
+        REQUIRE(WIFEXITED(status) && WEXITSTATUS(status) == 1, "status 0x%x", (unsigned)status);
+        server_run(&server);
+    } else {
+        REQUIRE(share_register_event(&raw, uuid, handle, &event).code == STATUS_OK);
+        REQUIRE(run_call(&raw, stream, buffer, 2).code == STATUS_OK);
+    }
+    raw_close(&raw);
+    server_stop(&server);
+}
+
 int main(void)
 {
     char reason[256];
@@ -138,6 +182,9 @@ int main(void)
     lost_device("fail=cuLaunchKernel:25:700");
     lost_device("fail=cuStreamWriteValue64:5:719");
     lost_device("fail=cuIpcOpenMemHandle:1:719");
+    failed_event("fail=cuIpcOpenEventHandle:1:2", STATUS_RESOURCE_EXHAUSTED, STATUS_OK, SCOPE_NONE);
+    failed_event("fail=cuEventQuery:3:400", STATUS_OK, STATUS_INVALID_ARGUMENT, SCOPE_CALL);
+    failed_event("fail=cuEventQuery:3:719", STATUS_OK, STATUS_UNAVAILABLE, SCOPE_DEVICE);
     printf("cuda_faults: all passed\n");
     return 0;
 }

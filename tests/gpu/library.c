@@ -105,3 +105,51 @@ void library_refuses(const char *socket, uint64_t address, size_t size)
             MLACAT_INVALID_ARGUMENT);
     mlacat_disconnect(client);
 }
+
+static struct mlacat_call small_call(struct mlacat_buffer *buffer)
+{
+    struct mlacat_call call = {.size = sizeof(call), .op = MLACAT_OP_CONCAT_MLA_K, .dtype = MLACAT_DTYPE_BF16};
+    call.operand[0] = mlacat_tensor_contiguous(buffer, 0, 1, 1, 192);
+    call.operand[1] = mlacat_tensor_contiguous(buffer, 1024, 1, 1, 128);
+    call.operand[2] = mlacat_tensor_contiguous(buffer, 2048, 1, 1, 64);
+    return call;
+}
+
+void library_waits(const char *socket, void *event, uint64_t address, void (*let_come)(void))
+{
+    struct mlacat_client *client = connect_to(socket);
+    struct mlacat_device_info info = {.size = sizeof(info)};
+    struct mlacat_result result = {.size = sizeof(result)};
+    struct mlacat_stream *streams[2];
+    struct mlacat_buffer *buffer;
+    struct mlacat_event *registered;
+    uint64_t id;
+    MUST(mlacat_device_info(client, 0, &info));
+    MUST(mlacat_stream_open(client, info.uuid, &streams[0]));
+    MUST(mlacat_stream_open(client, info.uuid, &streams[1]));
+    MUST(mlacat_buffer_register_ptr(client, (void *)(uintptr_t)address, 4096, &buffer));
+    MUST(mlacat_event_register(client, event, &registered));
+    struct mlacat_call call = small_call(buffer);
+    call.wait = registered;
+    MUST(mlacat_submit(streams[0], &call, &id));
+    call.wait = NULL;
+    for (int i = 0; i < 50; i++) {
+        MUST(mlacat_run(streams[1], &call, NULL));
+    }
+    REQUIRE(mlacat_wait(streams[0], id, 0, &result) == MLACAT_DEADLINE_EXCEEDED && !result.ended);
+    let_come();
+    MUST(mlacat_wait(streams[0], id, -1, NULL));
+    mlacat_event_release(registered);
+    mlacat_buffer_release(buffer);
+    mlacat_disconnect(client);
+}
+
+void library_refuses_event(const char *socket, void *event)
+{
+    struct mlacat_client *client = connect_to(socket);
+    struct mlacat_event *registered;
+    REQUIRE(mlacat_event_register(client, event, &registered) == MLACAT_INVALID_ARGUMENT);
+    printf("  refused: %s\n", mlacat_error_message());
+    REQUIRE(mlacat_event_register(client, NULL, &registered) == MLACAT_INVALID_ARGUMENT);
+    mlacat_disconnect(client);
+}

@@ -19,6 +19,11 @@ void library_run_k(const char *socket, uint64_t out, uint64_t nope, uint64_t rop
                    uint64_t r);
 /* Registers memory, calls `change`, which frees it, and runs a call, which must be refused. */
 void library_stale(const char *socket, uint64_t address, size_t size, void (*change)(void));
+/* Registers the CUevent `event`, which has not come, and submits a call that waits for it, on memory at `address`; it
+ * runs after `let_come` only. */
+void library_waits(const char *socket, void *event, uint64_t address, void (*let_come)(void));
+/* A CUevent that cannot be shared. */
+void library_refuses_event(const char *socket, void *event);
 /* Registers memory, calls `change`, which frees it, and waits until the daemon has no buffer any more. Returns the
  * milliseconds from the end of `change`. */
 uint64_t library_watched(const char *socket, uint64_t address, size_t size, void (*change)(void));

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "events.h"
 #include "library.h"
 #include "raw.h"
 #include "require.h"
@@ -485,6 +486,11 @@ static void case_death(struct raw *raw)
     WAIT_UNTIL(raw_stats(raw).clients == 1 && raw_stats(raw).calls_in_flight == 0);
 }
 
+static void case_events(struct raw *raw)
+{
+    events_run(raw, server.socket, uuid);
+}
+
 static const struct {
     const char *name;
     void (*run)(struct raw *raw);
@@ -498,6 +504,7 @@ static const struct {
     {"watch", case_watch},
     {"speed", case_speed},
     {"death", case_death},
+    {"events", case_events},
 };
 
 static bool is_wanted(int argc, char *argv[], const char *name)
@@ -525,6 +532,7 @@ int main(int argc, char *argv[])
     start_daemon();
     REQUIRE(pipe(go) == 0);
     child_start(&dying, dying_client, NULL);
+    events_prepare(server.socket);
     if (!share_open(uuid, reason, sizeof(reason))) {
         printf("SKIPPED: %s\n", reason);
         server_stop(&server);

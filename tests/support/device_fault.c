@@ -70,6 +70,12 @@ uint64_t device_fault_hits(enum fault_slot slot)
     return hits;
 }
 
+/* On the control thread, which may be made to wait. */
+static bool is_control(enum fault_slot slot)
+{
+    return slot == FAULT_IMPORT || slot == FAULT_EVENT_IMPORT || slot == FAULT_STREAM_OPEN;
+}
+
 /* Counts one call of the slot; true: it goes wrong, *kind says how. Holds here what is to be held. */
 static bool goes_wrong(enum fault_slot slot, enum fault_kind *kind)
 {
@@ -91,7 +97,7 @@ static bool goes_wrong(enum fault_slot slot, enum fault_kind *kind)
         fault->hits++;
         faults.lost |= slot == FAULT_POLL && *kind == FAULT_FAIL;
     }
-    if (hit && *kind == FAULT_HOLD && (slot == FAULT_IMPORT || slot == FAULT_STREAM_OPEN)) {
+    if (hit && *kind == FAULT_HOLD && is_control(slot)) {
         uint64_t clears = faults.clears;
         while (faults.clears == clears) {
             pthread_cond_wait(&faults.cleared, &faults.lock);
@@ -136,6 +142,31 @@ static enum mlacat_status fault_mem_import(struct device *device, struct memory_
 static void fault_mem_release(struct device *device, struct device_memory *memory)
 {
     faults.inner->mem_release(device, memory);
+}
+
+static enum mlacat_status fault_event_import(struct device *device, const uint8_t handle[MEMORY_HANDLE_BYTES],
+                                             struct device_event **event, struct error *err)
+{
+    enum fault_kind kind;
+    if (goes_wrong(FAULT_EVENT_IMPORT, &kind)) {
+        return set_error(err, kind, "event_import");
+    }
+    return faults.inner->event_import(device, handle, event, err);
+}
+
+static void fault_event_release(struct device *device, struct device_event *event)
+{
+    faults.inner->event_release(device, event);
+}
+
+static enum device_answer fault_event_query(struct device_event *event, struct error *err)
+{
+    enum fault_kind kind;
+    if (!goes_wrong(FAULT_EVENT_QUERY, &kind)) {
+        return faults.inner->event_query(event, err);
+    }
+    set_error(err, kind, "event_query");
+    return kind == FAULT_FAIL ? DEVICE_ERROR : DEVICE_AGAIN;
 }
 
 static enum mlacat_status fault_stream_open(struct device *device, struct device_stream **stream, struct error *err)
@@ -193,6 +224,9 @@ const struct device_ops device_fault_ops = {
     .close = fault_close,
     .mem_import = fault_mem_import,
     .mem_release = fault_mem_release,
+    .event_import = fault_event_import,
+    .event_release = fault_event_release,
+    .event_query = fault_event_query,
     .tend = fault_tend,
     .stream_open = fault_stream_open,
     .stream_close = fault_stream_close,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A device that misbehaves when told to: it passes everything on to another row of the device table, but fails, refuses
- * or holds back the n-th import, stream_open, submit, poll or completion.
+ * or holds back the n-th import (of memory or an event), stream_open, submit, poll, completion or event_query.
  *
  * Owns:     what is to go wrong, for the whole process; nothing of the row underneath.
  * Thread:   the ops as in device.h; the control functions from any thread, at any time.
@@ -16,13 +16,24 @@
 
 #include "device.h"
 
-enum fault_slot { FAULT_IMPORT, FAULT_STREAM_OPEN, FAULT_SUBMIT, FAULT_POLL, FAULT_COMPLETION, FAULT_SLOTS };
+enum fault_slot {
+    FAULT_IMPORT,
+    FAULT_EVENT_IMPORT,
+    FAULT_EVENT_QUERY,
+    FAULT_STREAM_OPEN,
+    FAULT_SUBMIT,
+    FAULT_POLL,
+    FAULT_COMPLETION,
+    FAULT_SLOTS
+};
 
 enum fault_kind {
-    FAULT_FAIL,   /* import, stream_open: INTERNAL. submit: DEVICE_ERROR. completion: DATA_LOSS after the call has run.
-                     poll: -1, and the device is lost: from then on each poll is -1 and each submit DEVICE_ERROR */
-    FAULT_REFUSE, /* import, stream_open: RESOURCE_EXHAUSTED. submit: DEVICE_AGAIN. poll: 0, and no work is done */
-    FAULT_HOLD    /* import, stream_open: does not return until device_fault_clear. Others as FAULT_REFUSE */
+    FAULT_FAIL,   /* imports, stream_open: INTERNAL. submit, event_query: DEVICE_ERROR. completion: DATA_LOSS after the
+                     call has run. poll: -1, and the device is lost: from then on each poll is -1 and each submit
+                     DEVICE_ERROR */
+    FAULT_REFUSE, /* imports, stream_open: RESOURCE_EXHAUSTED. submit, event_query: DEVICE_AGAIN. poll: 0, and no work
+                     is done */
+    FAULT_HOLD    /* imports, stream_open: does not return until device_fault_clear. Others as FAULT_REFUSE */
 };
 
 #define FAULT_FOR_EVER UINT32_MAX

@@ -76,6 +76,7 @@ struct call {
     uint32_t op;
     uint32_t dtype;
     uint64_t deadline_us;
+    struct ref wait_event; /* generation 0: none */
     struct operand operand[3];
 };
 
@@ -137,6 +138,7 @@ struct outcome raw_register(struct raw *raw, int fd, uint64_t size_bytes, struct
 /* Without waiting for the reply. */
 void raw_send_register(struct raw *raw, int fd, uint64_t size_bytes);
 struct outcome raw_unregister(struct raw *raw, struct ref buffer);
+struct outcome raw_unregister_event(struct raw *raw, struct ref event);
 struct outcome raw_open_stream(struct raw *raw, struct ref *stream);
 struct outcome raw_close_stream(struct raw *raw, struct ref stream);
 struct outcome raw_cancel(struct raw *raw, struct ref stream, uint64_t call_id);

@@ -109,6 +109,19 @@ struct outcome raw_unregister(struct raw *raw, struct ref buffer)
     return raw_answer(raw, &envelope);
 }
 
+struct outcome raw_unregister_event(struct raw *raw, struct ref event)
+{
+    Mlacat__V1__EventRef ref = MLACAT__V1__EVENT_REF__INIT;
+    Mlacat__V1__UnregisterEvent message = MLACAT__V1__UNREGISTER_EVENT__INIT;
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    ref.id = event.id;
+    ref.generation = event.generation;
+    message.event = &ref;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_UNREGISTER_EVENT;
+    envelope.unregister_event = &message;
+    return raw_answer(raw, &envelope);
+}
+
 struct outcome raw_open_stream(struct raw *raw, struct ref *stream)
 {
     Mlacat__V1__OpenStream message = MLACAT__V1__OPEN_STREAM__INIT;

@@ -8,6 +8,7 @@
 /* The messages of one call, which point to each other. */
 struct call_messages {
     Mlacat__V1__Call call;
+    Mlacat__V1__EventRef event;
     Mlacat__V1__Operand operand[3];
     Mlacat__V1__Operand *operands[3];
     Mlacat__V1__BufferRef buffer[3];
@@ -79,6 +80,12 @@ size_t raw_pack_submit(uint8_t packet[RAW_PACKET_BYTES], struct ref stream, cons
         to->call.op = calls[c].op;
         to->call.dtype = calls[c].dtype;
         to->call.deadline_us = calls[c].deadline_us;
+        if (calls[c].wait_event.generation != 0) {
+            mlacat__v1__event_ref__init(&to->event);
+            to->event.id = calls[c].wait_event.id;
+            to->event.generation = calls[c].wait_event.generation;
+            to->call.wait_event = &to->event;
+        }
         to->call.n_operands = 3;
         to->call.operands = to->operands;
         for (int i = 0; i < 3; i++) {

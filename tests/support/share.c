@@ -18,6 +18,10 @@
     X(cuMemcpyHtoD, 3020, (cuda_address, const void *, size_t))                                                       \
     X(cuMemcpyDtoH, 3020, (void *, cuda_address, size_t))                                                             \
     X(cuMemcpyDtoDAsync, 3020, (cuda_address, cuda_address, size_t, struct cuda_stream *))                            \
+    X(cuEventCreate, 2000, (struct cuda_event **, unsigned))                                                          \
+    X(cuEventRecord, 2000, (struct cuda_event *, struct cuda_stream *))                                               \
+    X(cuIpcGetEventHandle, 4010, (struct cuda_ipc_handle *, struct cuda_event *))                                     \
+    X(cuStreamWaitValue64, 11070, (struct cuda_stream *, cuda_address, uint64_t, unsigned))                           \
     X(cuIpcGetMemHandle, 4010, (struct cuda_ipc_handle *, cuda_address))                                              \
     X(cuMemCreate, 10020, (cuda_allocation *, size_t, const struct cuda_allocation_properties *, unsigned long long)) \
     X(cuMemExportToShareableHandle, 10020, (void *, cuda_allocation, int, unsigned long long))
@@ -33,7 +37,12 @@ static const struct {
     void *slot;
 } entries[] = {OWNER_CALLS(ENTRY)};
 static const struct cuda_api *cuda;
+struct cuda_event;
 
+#define EVENT_INTERPROCESS (2u | 4u) /* for other processes, and without a time */
+#define WAIT_EQUAL 1
+#define WORD_BYTES 4096
+#define NEVER UINT64_MAX
 #define SHARE_CONNECTIONS "2" /* what MPS gives a process by itself */
 static struct cuda_context *context;
 
@@ -220,4 +229,21 @@ double share_copy_us(const struct share *to, const struct share *from, size_t si
     }
     MUST(cuda->cuStreamSynchronize(stream));
     return (double)(clock_now_ns() - start_ns) / 1e3;
+}
+
+void share_never(unsigned char handle[SHARE_HANDLE_BYTES])
+{
+    struct cuda_ipc_handle made_handle;
+    struct cuda_stream *stream;
+    struct cuda_event *made;
+    struct share word;
+    const uint64_t zero = 0;
+    share_alloc(&word, WORD_BYTES);
+    share_write(&word, 0, &zero, sizeof(zero));
+    MUST(cuda->cuStreamCreate(&stream, CUDA_STREAM_NON_BLOCKING));
+    MUST(owner.cuEventCreate(&made, EVENT_INTERPROCESS));
+    MUST(owner.cuStreamWaitValue64(stream, word.address, NEVER, WAIT_EQUAL));
+    MUST(owner.cuEventRecord(made, stream));
+    MUST(owner.cuIpcGetEventHandle(&made_handle, made));
+    memcpy(handle, made_handle.bytes, sizeof(made_handle.bytes));
 }

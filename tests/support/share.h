@@ -49,5 +49,7 @@ void share_read(const struct share *share, size_t at, void *to, size_t size);
 size_t share_free_bytes(void);
 /* Copies within the device, waits for the end, and says how long it took. */
 double share_copy_us(const struct share *to, const struct share *from, size_t size, int times);
+/* The handle of an event of this process that is recorded behind a wait that never ends. */
+void share_never(unsigned char handle[SHARE_HANDLE_BYTES]);
 
 #endif

@@ -84,6 +84,26 @@ struct ref share_must_register(struct raw *raw, const char *uuid, const struct s
     return buffer;
 }
 
+struct outcome share_register_event(struct raw *raw, const char *uuid, const unsigned char handle[SHARE_HANDLE_BYTES],
+                                    struct ref *event)
+{
+    Mlacat__V1__RegisterEvent message = MLACAT__V1__REGISTER_EVENT__INIT;
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    struct outcome outcome = {0};
+    message.device_uuid = (char *)(uintptr_t)uuid;
+    message.handle = (ProtobufCBinaryData){.len = SHARE_HANDLE_BYTES, .data = (uint8_t *)(uintptr_t)handle};
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_REGISTER_EVENT;
+    envelope.register_event = &message;
+    Mlacat__V1__Envelope *reply = raw_request(raw, &envelope, NULL, 0);
+    if (reply->body_case == MLACAT__V1__ENVELOPE__BODY_EVENT_REGISTERED) {
+        *event = (struct ref){reply->event_registered->event->id, reply->event_registered->event->generation};
+    } else {
+        outcome = outcome_of(reply);
+    }
+    raw_free(reply);
+    return outcome;
+}
+
 struct ref share_must_open_stream(struct raw *raw, const char *uuid)
 {
     Mlacat__V1__OpenStream message = MLACAT__V1__OPEN_STREAM__INIT;

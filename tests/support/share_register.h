@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * GPU memory of a test (share.h), registered over the bare protocol.
+ * GPU memory and events of a test (share.h), registered over the bare protocol.
  *
  * Owns:     nothing.
  * Thread:   that of the client.
@@ -18,6 +18,8 @@ struct outcome share_register(struct raw *raw, const char *uuid, const struct sh
                               size_t claimed, struct ref *buffer);
 struct ref share_must_register(struct raw *raw, const char *uuid, const struct share *share, size_t offset,
                                size_t size);
+struct outcome share_register_event(struct raw *raw, const char *uuid, const unsigned char handle[SHARE_HANDLE_BYTES],
+                                    struct ref *event);
 struct ref share_must_open_stream(struct raw *raw, const char *uuid);
 
 #endif

@@ -7,8 +7,10 @@
 
 #include <cmocka.h>
 
+#include "gpu_memory.h"
 #include "require.h"
 #include "server.h"
+#include "share_register.h"
 #include "trial.h"
 
 /* One call on memory of its own, from registration to release. */
@@ -220,6 +222,39 @@ static void test_calls_in_one_packet_are_all_answered(void **state)
     raw_close(&raw);
 }
 
+/* Events that the device does not have, or that nobody has: what names one is refused, and nothing else. */
+static void test_calls_that_wait_for_no_event_are_refused(void **state)
+{
+    struct server *server = *state;
+    unsigned char handle[SHARE_HANDLE_BYTES];
+    struct raw raw;
+    struct trial trial;
+    struct ref event = {3, 4};
+    memset(handle, 0x5a, sizeof(handle));
+    raw_open(&raw, server->socket);
+    struct outcome outcome = share_register_event(&raw, raw_device(), handle, &event);
+    if (gpu_memory_used()) {
+        assert_int_not_equal(outcome.code, STATUS_OK); /* which error is the driver's choice */
+    } else {
+        assert_int_equal(outcome.code, STATUS_UNIMPLEMENTED);
+    }
+    assert_int_equal(outcome.scope, SCOPE_CALL);
+    assert_int_equal(share_register_event(&raw, "GPU-7", handle, &event).code, STATUS_NOT_FOUND);
+    assert_int_equal(raw_unregister_event(&raw, event).code, STATUS_NOT_FOUND);
+    trial_make(&trial, &small_shape);
+    struct ref buffer = raw_must_register(&raw, trial.fd, trial.bytes);
+    struct ref stream = raw_must_open_stream(&raw);
+    struct call calls[2] = {trial_call(&trial, buffer, 1), trial_call(&trial, buffer, 2)};
+    calls[0].wait_event = event;
+    raw_submit(&raw, stream, calls, 2);
+    outcome = raw_wait(&raw, 1);
+    assert_int_equal(outcome.code, STATUS_NOT_FOUND);
+    assert_non_null(strstr(outcome.message, "no event 3.4"));
+    assert_int_equal(raw_wait(&raw, 2).code, STATUS_OK);
+    trial_free(&trial);
+    raw_close(&raw);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -230,6 +265,7 @@ int main(void)
         WITH_SERVER(test_calls_of_another_stream_overtake_a_long_one),
         WITH_SERVER(test_calls_on_unknown_stream_are_refused),
         WITH_SERVER(test_calls_in_one_packet_are_all_answered),
+        WITH_SERVER(test_calls_that_wait_for_no_event_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

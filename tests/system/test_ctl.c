@@ -317,7 +317,7 @@ static void test_ctl_json_of_info_and_stats(void **state)
     expect_json(server->socket, "info --json", DONE, "server client_version limits devices ops");
     json_t *info = parse_out();
     expect_keys(json_object_get(info, "server"), "version pid boot_id");
-    expect_keys(json_object_get(info, "limits"), "streams buffers mapped_bytes stream_calls calls");
+    expect_keys(json_object_get(info, "limits"), "streams buffers mapped_bytes stream_calls calls events");
     expect_keys(json_array_get(json_object_get(info, "devices"), 0), "uuid kind name available reason workers");
     expect_keys(json_array_get(json_object_get(info, "ops"), 1), "number name operands");
     json_decref(info);

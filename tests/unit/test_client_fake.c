@@ -101,6 +101,10 @@ static void submit(struct fake *fake, int fd, const Mlacat__V1__Submit *body)
             say_give_up("a call without operands");
         }
         ids[i] = call->call_id;
+        if (call->wait_event != NULL) {
+            fake->seen.waits++;
+            fake->seen.last_waited = call->wait_event->generation == SAY_EVENT_GENERATION ? call->wait_event->id : 0;
+        }
         if (fake->mode.hold) {
             fake->held[fake->held_nr++] = (struct held){fd, call->call_id};
         }
@@ -111,6 +115,19 @@ static void submit(struct fake *fake, int fd, const Mlacat__V1__Submit *body)
         struct say_status status = said(fake);
         say_completions(fd, ids, nr, &status);
     }
+}
+
+static void register_event(struct fake *fake, int fd, const Mlacat__V1__Envelope *request)
+{
+    const Mlacat__V1__RegisterEvent *body = request->register_event;
+    if (fake->mode.old || body->handle.len != sizeof(fake->seen.last_handle)) {
+        say_give_up("RegisterEvent to a daemon that does not know it, or without a handle");
+    }
+    fake->seen.events++;
+    fake->seen.last_event = ++fake->last_id;
+    memcpy(fake->seen.last_handle, body->handle.data, sizeof(fake->seen.last_handle));
+    snprintf(fake->seen.last_device, sizeof(fake->seen.last_device), "%s", body->device_uuid);
+    say_event(fd, request->request_id, fake->seen.last_event);
 }
 
 static bool refuse(struct fake *fake, int fd, uint64_t request_id, bool refused)
@@ -137,13 +154,19 @@ static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *req
             close(fd);
             fake->connections[index] = -1;
         } else {
-            say_welcome(fd, id, fake->bell); /* any descriptor stands for the pidfd */
+            uint64_t features = fake->mode.old ? 0 : MLACAT__V1__FEATURE__FEATURE_EVENTS;
+            say_welcome(fd, id, features, fake->bell); /* any descriptor stands for the pidfd */
         }
         break;
     case MLACAT__V1__ENVELOPE__BODY_REGISTER_BUFFER:
         fake->seen.registers++;
         if (!refuse(fake, fd, id, fake->mode.refuse_register)) {
             register_buffer(fake, fd, request, passed);
+        }
+        break;
+    case MLACAT__V1__ENVELOPE__BODY_REGISTER_EVENT:
+        if (!refuse(fake, fd, id, fake->mode.refuse_event)) {
+            register_event(fake, fd, request);
         }
         break;
     case MLACAT__V1__ENVELOPE__BODY_OPEN_STREAM:
@@ -161,6 +184,7 @@ static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *req
     default:
         fake->seen.unregisters += request->body_case == MLACAT__V1__ENVELOPE__BODY_UNREGISTER_BUFFER;
         fake->seen.closes += request->body_case == MLACAT__V1__ENVELOPE__BODY_CLOSE_STREAM;
+        fake->seen.events_gone += request->body_case == MLACAT__V1__ENVELOPE__BODY_UNREGISTER_EVENT;
         fake->seen.cancels += request->body_case == MLACAT__V1__ENVELOPE__BODY_CANCEL;
         say_answer(fd, id, &(struct say_status){0});
     }

@@ -39,6 +39,8 @@ struct fake_mode {
     bool refuse_hello;    /* say `code` and close */
     bool refuse_open;     /* answer OpenStream with `code` */
     bool refuse_register; /* answer RegisterBuffer with `code` */
+    bool refuse_event;    /* answer RegisterEvent with `code` */
+    bool old;             /* has no features: a message of one aborts */
     bool deaf;            /* read nothing */
     bool ignore;          /* read requests other than Hello, answer none */
     enum fake_register register_reply;
@@ -61,6 +63,13 @@ struct fake_seen {
     unsigned submits;
     unsigned calls;
     unsigned cancels;
+    unsigned events;
+    unsigned events_gone;
+    unsigned waits;       /* calls that wait for an event */
+    uint32_t last_waited; /* the id of the last one's */
+    uint32_t last_event;  /* the id of the last that was registered */
+    uint8_t last_handle[64];
+    char last_device[64];
 };
 struct fake_seen fake_seen(struct fake *fake);
 /* Waits until so many calls, unregistered buffers or ignored requests have been seen. */

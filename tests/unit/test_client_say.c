@@ -68,7 +68,7 @@ void say_answer(int fd, uint64_t request_id, const struct say_status *said)
     send_message(fd, &envelope, -1);
 }
 
-void say_welcome(int fd, uint64_t request_id, int pidfd)
+void say_welcome(int fd, uint64_t request_id, uint64_t features, int pidfd)
 {
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
     Mlacat__V1__Welcome body = MLACAT__V1__WELCOME__INIT;
@@ -81,6 +81,7 @@ void say_welcome(int fd, uint64_t request_id, int pidfd)
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_WELCOME;
     envelope.welcome = &body;
     body.protocol_version = 1;
+    body.features = features;
     body.boot_id = (ProtobufCBinaryData){sizeof(boot_id), boot_id};
     body.server_version = (char *)(uintptr_t) "fake 1";
     body.server_pid = 77;
@@ -113,6 +114,20 @@ void say_registered(int fd, uint64_t request_id, uint32_t buffer)
     body.buffer = &ref;
     ref.id = buffer;
     ref.generation = SAY_BUFFER_GENERATION;
+    send_message(fd, &envelope, -1);
+}
+
+void say_event(int fd, uint64_t request_id, uint32_t event)
+{
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__EventRegistered body = MLACAT__V1__EVENT_REGISTERED__INIT;
+    Mlacat__V1__EventRef ref = MLACAT__V1__EVENT_REF__INIT;
+    envelope.request_id = request_id;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_EVENT_REGISTERED;
+    envelope.event_registered = &body;
+    body.event = &ref;
+    ref.id = event;
+    ref.generation = SAY_EVENT_GENERATION;
     send_message(fd, &envelope, -1);
 }
 

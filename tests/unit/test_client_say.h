@@ -17,6 +17,7 @@
 
 #define SAY_BUFFER_GENERATION 5
 #define SAY_STREAM_GENERATION 9
+#define SAY_EVENT_GENERATION 13
 
 struct say_status {
     enum mlacat_status code;
@@ -27,8 +28,9 @@ struct say_status {
 void say_give_up(const char *what) __attribute__((noreturn));
 void say_bytes(int fd, const void *bytes, size_t size, int passed);
 void say_answer(int fd, uint64_t request_id, const struct say_status *said);
-void say_welcome(int fd, uint64_t request_id, int pidfd);
+void say_welcome(int fd, uint64_t request_id, uint64_t features, int pidfd);
 void say_registered(int fd, uint64_t request_id, uint32_t buffer);
+void say_event(int fd, uint64_t request_id, uint32_t event);
 void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls);
 void say_stats(int fd, uint64_t request_id);
 void say_completions(int fd, const uint64_t *call_ids, unsigned nr, const struct say_status *said);

@@ -26,15 +26,20 @@ static struct mlacat_call make_call(uint64_t offset, uint64_t extent, int64_t st
     return call;
 }
 
+/* Only whether there is one matters: encode() says which. */
+static char some_bytes;
+static struct mlacat_event *const some_event = (void *)&some_bytes;
+
 static Mlacat__V1__Envelope *encode(const struct mlacat_call *calls, size_t nr, uint64_t first_id,
                                     struct wire_ref stream)
 {
     const struct wire_ref buffers[3] = {{0, 1}, {300, 2}, {UINT32_MAX, UINT32_MAX}};
+    const struct wire_ref event = {UINT32_MAX, UINT32_MAX - 1};
     uint8_t *end = packet + sizeof(packet);
     uint8_t *at = end;
     for (size_t i = nr; i-- > 0;) {
         uint8_t *before = at;
-        at = wire_put_call(at, &calls[i], buffers, first_id + i);
+        at = wire_put_call(at, &calls[i], buffers, calls[i].wait != NULL ? &event : NULL, first_id + i);
         assert_true((size_t)(before - at) <= WIRE_CALL_BYTES_MAX);
     }
     at = wire_put_submit_head(at, end, stream);
@@ -62,6 +67,11 @@ static void check_submit(struct mlacat_call call, uint64_t id)
     assert_int_equal(got->op, call.op);
     assert_int_equal(got->dtype, call.dtype);
     assert_true(got->deadline_us == call.deadline_us);
+    assert_int_equal(got->wait_event != NULL, call.wait != NULL);
+    if (got->wait_event != NULL) {
+        assert_int_equal(got->wait_event->id, UINT32_MAX);
+        assert_int_equal(got->wait_event->generation, UINT32_MAX - 1);
+    }
     assert_int_equal(got->n_operands, 3);
     for (int i = 0; i < 3; i++) {
         const Mlacat__V1__Operand *operand = got->operands[i];
@@ -89,6 +99,8 @@ static void test_wire_submit_says_what_generated_code_reads(void **state)
     call = make_call(UINT64_MAX, UINT64_MAX - 2, INT64_MIN);
     call.deadline_us = UINT64_MAX;
     check_submit(call, UINT64_MAX);
+    call.wait = some_event;
+    check_submit(call, UINT64_MAX);
     check_submit(make_call(UINT64_C(1) << 35, UINT64_C(1) << 49, INT64_MAX), 5);
 }
 
@@ -99,6 +111,7 @@ static void test_wire_submit_of_the_longest_calls_fits_into_a_packet(void **stat
     for (size_t i = 0; i < WIRE_PACKET_CALLS; i++) {
         calls[i] = make_call(UINT64_MAX, UINT64_MAX - 2, INT64_MIN);
         calls[i].deadline_us = UINT64_MAX;
+        calls[i].wait = some_event;
         calls[i].op = (enum mlacat_op)UINT32_MAX;
         calls[i].dtype = (enum mlacat_dtype)UINT32_MAX;
     }

@@ -140,6 +140,7 @@ static void assert_defaults(void)
     assert_int_equal(config.max_clients, 128);
     assert_int_equal(config.max_streams, 64);
     assert_int_equal(config.max_buffers, 4096);
+    assert_int_equal(config.max_events, 64);
     assert_int_equal(config.max_mapped, UINT64_C(64) << 30);
     assert_int_equal(config.max_stream_calls, 256);
     assert_int_equal(config.max_calls, 1024);
@@ -545,16 +546,16 @@ static void test_config_reload_logs_every_change(void **state)
 {
     (void)state;
     load_first();
-    assert_int_equal(reload("[mlacatd]\nallow_uids=5\nallow_gids=5\nmax_streams=5\nmax_mapped=5GiB\n"
+    assert_int_equal(reload("[mlacatd]\nallow_uids=5\nallow_gids=5\nmax_streams=5\nmax_events=5\nmax_mapped=5GiB\n"
                             "max_stream_calls=5\nmax_calls=5\nmax_clients=5\nimport_rate=5\n"
                             "hello_timeout_ms=50\ndrain_timeout_ms=5\nlog_level=error\nworkers=2\n"),
                      MLACAT_OK);
-    assert_int_equal(count_changes(), 11);
-    assert_int_equal(reload("[mlacatd]\nallow_uids=6\nallow_gids=6\nmax_streams=6\nmax_mapped=6GiB\n"
+    assert_int_equal(count_changes(), 12);
+    assert_int_equal(reload("[mlacatd]\nallow_uids=6\nallow_gids=6\nmax_streams=6\nmax_events=6\nmax_mapped=6GiB\n"
                             "max_stream_calls=6\nmax_calls=6\nmax_clients=6\nimport_rate=6\n"
                             "hello_timeout_ms=60\ndrain_timeout_ms=6\nlog_level=warning\nworkers=2\n"),
                      MLACAT_OK);
-    assert_int_equal(count_changes(), 11);
+    assert_int_equal(count_changes(), 12);
 }
 
 static void test_config_workers_half_of_the_cpus(void **state)

@@ -149,6 +149,29 @@ static void test_wire_decode_reads_small_requests(void **state)
     assert_string_equal(message.set_log_level.level, "debug");
 }
 
+static void test_wire_decode_reads_events(void **state)
+{
+    (void)state;
+    static const size_t handle_sizes[] = {0, 63, 65};
+    struct event_registration r;
+    packet_event_registration(&r);
+    assert_int_equal(decode(&r.envelope, 0), MLACAT_OK);
+    assert_int_equal(message.kind, WIRE_REGISTER_EVENT);
+    assert_string_equal(message.register_event.device_uuid, "GPU-1");
+    assert_memory_equal(message.register_event.handle, r.handle, MEMORY_HANDLE_BYTES);
+    assert_broken(decode(&r.envelope, 1), "does not name descriptor 0");
+    for (size_t i = 0; i < sizeof(handle_sizes) / sizeof(handle_sizes[0]); i++) {
+        r.body.handle.len = handle_sizes[i];
+        assert_refused(decode(&r.envelope, 0), "64 bytes of cuIpcGetEventHandle");
+        assert_int_equal(message.request_id, 78);
+    }
+    static const uint8_t unregister[] = {0x08, 5, 14 << 3 | 2, 6, 1 << 3 | 2, 4, 0x08, 6, 0x10, 7};
+    assert_int_equal(wire_decode(decoder, unregister, sizeof(unregister), 0, &message, &err), MLACAT_OK);
+    assert_int_equal(message.kind, WIRE_UNREGISTER_EVENT);
+    assert_int_equal(message.unregister_event.id, 6);
+    assert_int_equal(message.unregister_event.generation, 7);
+}
+
 static void test_wire_decode_knows_requests_without_fields(void **state)
 {
     (void)state;
@@ -287,8 +310,8 @@ static void test_wire_decode_refuses_bodies_of_the_daemon(void **state)
 {
     (void)state;
     static const char *const names[] = {"welcome", "answer", "buffer_registered", "stream_opened", "completions",
-                                        "stats",   "health"};
-    for (uint8_t i = 0; i < 7; i++) {
+                                        "stats",   "health", "event_registered"};
+    for (uint8_t i = 0; i < 8; i++) {
         uint8_t bytes[] = {0x08, 0x05, (uint8_t)((32 + i) << 3 | 2), 2, 0};
         bytes[2] = (uint8_t)(bytes[2] | 0x80);
         char quoted[40];
@@ -303,7 +326,7 @@ static void test_wire_decode_refuses_packets_without_body(void **state)
 {
     (void)state;
     uint8_t only_id[] = {0x08, 0x05};
-    uint8_t unknown[] = {0x08, 0x05, 13 << 3 | 2, 1, 0};
+    uint8_t unknown[] = {0x08, 0x05, 15 << 3 | 2, 1, 0};
     assert_broken(wire_decode(decoder, only_id, sizeof(only_id), 0, &message, &err), "no body");
     assert_int_equal(message.request_id, 5);
     assert_broken(wire_decode(decoder, only_id, 0, 0, &message, &err), "no body");
@@ -428,6 +451,13 @@ static void test_wire_submit_call_reads_every_field(void **state)
     assert_int_equal(call.operand[1].memory.kind, MEMORY_HOST);
     assert_int_equal(call.operand[1].memory.size_bytes, 4096);
     assert_int_equal(call.operand[1].memory.fds[0], 0);
+    assert_false(call.waits);
+    s.call.wait_event = &s.event;
+    assert_int_equal(decode(&s.envelope, 1), MLACAT_OK);
+    assert_int_equal(wire_submit_call(decoder, 0, &call, &err), MLACAT_OK);
+    assert_true(call.waits);
+    assert_int_equal(call.wait_event.id, 50);
+    assert_int_equal(call.wait_event.generation, 51);
 }
 
 static void assert_call_refused(struct submission *s, uint32_t fds_nr, const char *part)
@@ -537,6 +567,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         DECODER_TEST(test_wire_decode_reads_hello),
         DECODER_TEST(test_wire_decode_reads_small_requests),
+        DECODER_TEST(test_wire_decode_reads_events),
         DECODER_TEST(test_wire_decode_knows_requests_without_fields),
         DECODER_TEST(test_wire_decode_reads_memory_of_each_kind),
         DECODER_TEST(test_wire_decode_refuses_memory_for_the_request_only),

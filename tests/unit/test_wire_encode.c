@@ -181,6 +181,11 @@ static void test_wire_encode_small_replies(void **state)
     assert_int_equal(envelope->buffer_registered->buffer->generation, 4);
     assert_int_equal(envelope->buffer_registered->size_bytes, 5);
     free_back(envelope);
+    size = wire_encode_event_registered(packet, 10, (struct wire_ref){11, 12});
+    envelope = read_back(size, MLACAT__V1__ENVELOPE__BODY_EVENT_REGISTERED, 10);
+    assert_int_equal(envelope->event_registered->event->id, 11);
+    assert_int_equal(envelope->event_registered->event->generation, 12);
+    free_back(envelope);
     size = wire_encode_stream_opened(packet, 6, (struct wire_ref){7, 8}, 9);
     envelope = read_back(size, MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, 6);
     assert_int_equal(envelope->stream_opened->stream->id, 7);

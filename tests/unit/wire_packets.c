@@ -42,8 +42,25 @@ void packet_registration(struct registration *r, Mlacat__V1__Memory__KindCase ki
     }
 }
 
+void packet_event_registration(struct event_registration *r)
+{
+    mlacat__v1__envelope__init(&r->envelope);
+    mlacat__v1__register_event__init(&r->body);
+    r->envelope.request_id = 78;
+    r->envelope.body_case = MLACAT__V1__ENVELOPE__BODY_REGISTER_EVENT;
+    r->envelope.register_event = &r->body;
+    r->body.device_uuid = (char *)"GPU-1";
+    r->body.handle = (ProtobufCBinaryData){.len = 64, .data = r->handle};
+    for (uint32_t i = 0; i < 80; i++) {
+        r->handle[i] = (uint8_t)(i + 1);
+    }
+}
+
 void packet_submission(struct submission *s)
 {
+    mlacat__v1__event_ref__init(&s->event);
+    s->event.id = 50;
+    s->event.generation = 51;
     mlacat__v1__envelope__init(&s->envelope);
     mlacat__v1__submit__init(&s->body);
     mlacat__v1__stream_ref__init(&s->stream);

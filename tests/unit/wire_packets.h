@@ -25,6 +25,13 @@ struct registration {
     uint8_t handle[80];
 };
 
+/* An Envelope with a RegisterEvent: request 78, handle as that of a registration. */
+struct event_registration {
+    Mlacat__V1__Envelope envelope;
+    Mlacat__V1__RegisterEvent body;
+    uint8_t handle[80];
+};
+
 /* An Envelope with a Submit of one proper call; `calls` repeats it. */
 struct submission {
     Mlacat__V1__Envelope envelope;
@@ -36,6 +43,7 @@ struct submission {
     Mlacat__V1__Operand *operand_list[4];
     Mlacat__V1__BufferRef buffers[4];
     Mlacat__V1__InlineMemory inlines[4];
+    Mlacat__V1__EventRef event; /* 50.51; named by no call */
     uint64_t shape[4][4];
     int64_t strides[4][4];
 };
@@ -43,6 +51,7 @@ struct submission {
 /* Request 77 for device "host"; fields of all three kinds are filled, `kind` chooses. Chunk i is descriptor i, 1000 + i
  * bytes. */
 void packet_registration(struct registration *r, Mlacat__V1__Memory__KindCase kind);
+void packet_event_registration(struct event_registration *r);
 /* Call 1234567890123, concat_mla_k on registered buffers; each number of it is another one. */
 void packet_submission(struct submission *s);
 /* Makes operand `index` carry the memory of `r`. */

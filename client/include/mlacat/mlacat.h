@@ -2,7 +2,7 @@
 /*
  * libmlacat: run the concat-MLA kernels of the mlacat service on buffers that this process shares with it.
  *
- *     connect -> buffers, streams -> submit, wait -> release, close -> disconnect
+ *     connect -> buffers, events, streams -> submit, wait -> release, close -> disconnect
  *
  * Threads     Every function may be called from any thread, also on the same handle. Do not use a handle that another
  *             thread is releasing. Callbacks run where `dispatch` of mlacat_connect_options says.
@@ -11,16 +11,16 @@
  *             A submit that returns an error never completes; one that returns MLACAT_OK completes exactly once.
  * Restart     When the daemon goes away, calls and requests in flight end with MLACAT_UNAVAILABLE and scope SESSION;
  *             the content of the calls' outputs is undefined. The next submit or request connects again, registers all
- *             buffers and opens all streams again, and waits up to `reconnect_timeout_ms` for that. Handles stay
- *             valid. What could not be restored gives MLACAT_FAILED_PRECONDITION when it is used; release it.
+ *             buffers and events and opens all streams again, and waits up to `reconnect_timeout_ms` for that. Handles
+ *             stay valid. What could not be restored gives MLACAT_FAILED_PRECONDITION when it is used; release it.
  *             A daemon that drains ends new calls, and refuses new buffers and streams, with MLACAT_UNAVAILABLE and
  *             scope CALL: nothing was written. Those after that wait for it to go (within the same time) and then
  *             connect again.
  *             No call is repeated by the library.
  * Fork        A client belongs to the process that connected. In a forked child every function on it returns
  *             MLACAT_FAILED_PRECONDITION; mlacat_disconnect does no more than close descriptors, and
- *             mlacat_buffer_release, mlacat_stream_close do nothing: none of them frees memory there. Connect again in
- *             the child. The memory of buffers stays shared with it.
+ *             mlacat_buffer_release, mlacat_event_release, mlacat_stream_close do nothing: none of them frees memory
+ *             there. Connect again in the child. The memory of buffers stays shared with it.
  * Structs     that begin with `size` have it set to their sizeof by the caller, so that program and library may be of
  *             different age: members that one side does not know count as 0.
  *             Structs that are elements of an array (mlacat_tensor, mlacat_op_stats, mlacat_client_stats) never change.
@@ -74,6 +74,7 @@ enum mlacat_dtype {
 struct mlacat_client;
 struct mlacat_stream;
 struct mlacat_buffer;
+struct mlacat_event;
 
 #define MLACAT_MESSAGE_BYTES 240
 
@@ -141,6 +142,7 @@ struct mlacat_server_info {
     uint32_t max_stream_calls;
     uint32_t max_calls;
     uint32_t reconnects; /* of this client, so far */
+    uint32_t max_events; /* 0: the daemon knows no events */
 };
 
 /* What the daemon said at the last Welcome. */
@@ -203,6 +205,23 @@ MLACAT_API size_t mlacat_buffer_bytes(const struct mlacat_buffer *buffer);
  */
 MLACAT_API void mlacat_buffer_release(struct mlacat_buffer *buffer);
 
+/* ------------------------------------------------------------------------------------------------ events */
+
+/*
+ * Makes an event of this process's GPU work one that calls may wait for (mlacat_call.wait), so that the caller need not
+ * wait for that work itself. `cu_event`: a CUevent or cudaEvent_t made with CU_EVENT_INTERPROCESS |
+ * CU_EVENT_DISABLE_TIMING, of the device whose context is current in this thread. It stays the caller's, who may record
+ * it as often as he likes, before and after this, and must not destroy it before the release and the end of the calls
+ * that wait for it. This process and the daemon must see one /dev/shm.
+ * INVALID_ARGUMENT: an event made without these flags, or that the daemon cannot open. FAILED_PRECONDITION: no context
+ * is current. NOT_FOUND: the daemon does not serve that GPU. RESOURCE_EXHAUSTED: the daemon's limits. UNIMPLEMENTED:
+ * the daemon is too old.
+ */
+MLACAT_API enum mlacat_status mlacat_event_register(struct mlacat_client *client, void *cu_event,
+                                                    struct mlacat_event **event);
+/* Gives the event back and frees the handle. Calls in flight go on waiting for it. NULL is fine. */
+MLACAT_API void mlacat_event_release(struct mlacat_event *event);
+
 /* ------------------------------------------------------------------------------------------------ streams and calls */
 
 /* An ordered lane on one device: its calls run one after the other. `device` as in mlacat_buffer_alloc. */
@@ -234,7 +253,7 @@ struct mlacat_result {
     enum mlacat_status status;
     enum mlacat_scope scope; /* what is lost */
     char message[MLACAT_MESSAGE_BYTES];
-    uint64_t queue_ns;  /* from the daemon's receipt to the launch */
+    uint64_t queue_ns;  /* from the daemon's receipt to the launch, with the wait for an event */
     uint64_t device_ns; /* from the launch to the end */
 };
 
@@ -250,17 +269,24 @@ struct mlacat_call {
     uint64_t deadline_us;            /* not launched by then: DEADLINE_EXCEEDED; 0: none */
     mlacat_done_cb done;             /* NULL: the result is kept for mlacat_wait */
     void *user;
+    /*
+     * NULL: the operands are ready. Else the call, and with it those behind it on its stream, is launched when the most
+     * recent record of the event has completed: record it before the submit, and not again before the call has ended.
+     * One that was never recorded counts as completed. A call whose event never comes can be cancelled, ends at its
+     * deadline, or with the connection; it keeps mlacat_stream_close waiting.
+     */
+    struct mlacat_event *wait;
 };
 
 /*
  * Sends a call; it runs after all earlier calls of the stream. *call_id names it (may be NULL with a callback).
  * The buffers must stay registered until it ends (a release before is safe: the daemon keeps the memory until then).
  * RESOURCE_EXHAUSTED: as many calls are in flight as the stream may have (or ended and not waited for); wait for one.
- * UNAVAILABLE: no daemon for reconnect_timeout_ms. FAILED_PRECONDITION: a forked child, a stream or buffer that could
- * not be restored after a restart, or GPU memory that was freed since it was registered. INVALID_ARGUMENT: a wrong
- * size, an operand without buffer or with one of another client. Everything else that is wrong with a call is told in
- * its result: the daemon checks it, once. Blocks while the socket is full; takes in completions meanwhile, but runs no
- * callback.
+ * UNAVAILABLE: no daemon for reconnect_timeout_ms. FAILED_PRECONDITION: a forked child, a stream, buffer or event
+ * that could not be restored after a restart, or GPU memory that was freed since it was registered. INVALID_ARGUMENT: a
+ * wrong size, an operand without buffer, a buffer or an event of another client. Everything else that is wrong with a
+ * call is told in its result: the daemon checks it, once. Blocks while the socket is full; takes in completions
+ * meanwhile, but runs no callback.
  */
 MLACAT_API enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlacat_call *call,
                                             uint64_t *call_id);

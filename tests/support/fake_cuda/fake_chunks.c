@@ -42,6 +42,13 @@ bool fake_know_file(int fd, size_t *bytes, uint64_t *block_id)
     return true;
 }
 
+int fake_open_file(pid_t pid, int fd)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, fd);
+    return open(path, O_RDWR | O_CLOEXEC);
+}
+
 /* Its descriptor; -1: it is none. */
 static int fd_of(cuda_allocation allocation)
 {

@@ -38,8 +38,6 @@
 
 #include "cuda_api.h"
 
-struct cuda_event;
-
 #pragma GCC visibility push(default)
 
 /* All entry points, as fake_<name>: for tests that play a client in the same process. */
@@ -72,6 +70,7 @@ struct fake_cuda_live {
     unsigned reserved;    /* address ranges */
     unsigned mapped;      /* chunks in them */
     unsigned registered;  /* host memory */
+    unsigned events;      /* of other processes too */
     unsigned streams;
     unsigned modules;
     unsigned pending; /* operations on streams */

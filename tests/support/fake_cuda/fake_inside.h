@@ -102,7 +102,7 @@ struct fake_range {
 /* One operation on a stream. */
 struct fake_op {
     struct fake_op *next;
-    enum { OP_KERNEL, OP_WRITE_64, OP_WAIT_64, OP_WAIT_32, OP_HOST_FUNCTION } kind;
+    enum { OP_KERNEL, OP_WRITE_64, OP_WAIT_64, OP_WAIT_32, OP_EVENT, OP_HOST_FUNCTION } kind;
     uint64_t due_ns;
     struct cuda_function *function;
     struct concat_mla_many_args many; /* the first one is all that a kernel for one call has */
@@ -111,6 +111,7 @@ struct fake_op {
     cuda_address address;
     uint64_t value;
     unsigned flags;
+    struct cuda_event *event; /* EVENT; `value` is the number of its record */
     void (*host_function)(void *data);
     void *data;
 };
@@ -185,6 +186,13 @@ void fake_end_close(void);
 int fake_make_file(size_t bytes); /* -1: none */
 /* The size of a file that fake_make_file made; false: it is none. */
 bool fake_know_file(int fd, size_t *bytes, uint64_t *block_id);
+int fake_open_file(pid_t pid, int fd); /* a process's descriptor anew; -1: it has none of that number */
+
+/* fake_event.c */
+unsigned fake_events_nr(void);
+/* A record of it is put on a stream; its number, 0: there is no such event. fake_event_reach follows. */
+uint64_t fake_event_begin(struct cuda_event *event);
+void fake_event_reach(struct cuda_event *event, uint64_t record);
 
 /* fake_kernel.c */
 void fake_take_parameters(struct fake_op *op, void **parameters);

@@ -213,8 +213,7 @@ static int open_exported(const struct fake_handle *inside, int *result)
     char path[64];
     size_t bytes = 0;
     uint64_t block_id;
-    snprintf(path, sizeof(path), "/proc/%d/fd/%d", inside->pid, inside->fd);
-    int fd = open(path, O_RDWR | O_CLOEXEC);
+    int fd = fake_open_file(inside->pid, inside->fd);
     if (fd >= 0 && fake_know_file(fd, &bytes, &block_id) && bytes == inside->bytes) {
         return fd;
     }

@@ -62,6 +62,8 @@ static bool run_first(struct cuda_stream *stream)
         fake.sticky = fake_run_kernel(op);
     } else if (op->kind == OP_WRITE_64) {
         write_value(op);
+    } else if (op->kind == OP_EVENT) {
+        fake_event_reach(op->event, op->value);
     } else if (op->kind == OP_HOST_FUNCTION) {
         op->host_function(op->data);
     }
@@ -344,6 +346,24 @@ int fake_cuStreamWaitValue32(struct cuda_stream *stream, cuda_address address, u
     return fake_leave(result);
 }
 
+int fake_cuEventRecord(struct cuda_event *event, struct cuda_stream *stream)
+{
+    int result = fake_enter_context(CALL_cuEventRecord);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    uint64_t record = is_stream(stream) ? fake_event_begin(event) : 0;
+    if (record == 0) {
+        return fake_leave(CUDA_RESULT_INVALID_HANDLE);
+    }
+    struct fake_op op = {.kind = OP_EVENT, .event = event, .value = record};
+    result = add(stream, &op);
+    if (result != CUDA_RESULT_OK) {
+        fake_event_reach(event, record);
+    }
+    return fake_leave(result);
+}
+
 int fake_cuStreamWaitEvent(struct cuda_stream *stream, struct cuda_event *event, unsigned int flags)
 {
     int result = fake_enter_context(CALL_cuStreamWaitEvent);
@@ -392,6 +412,7 @@ struct fake_cuda_live fake_cuda_live(void)
             live.pending++;
         }
     }
+    live.events = fake_events_nr();
     live.chunks = fake.chunks_nr;
     live.modules = fake.modules_nr;
     pthread_mutex_unlock(&fake.lock);
