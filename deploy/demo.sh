@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# demo.sh: builds the service and shows its main job. Starts a daemon on a socket of its own, runs both ops through
-# the client library at the shapes of real models, checks every byte of every result, stops the daemon. Leaves nothing
-# behind but the build in build/release. Works as root, as a user with sudo, and without either when all packages are
-# there.
+# demo.sh: builds the service and shows its main job. Starts a daemon on a socket of its own, on the GPU where there is
+# one and else on the CPU, runs both ops through the client library at the shapes of real models, checks every byte of
+# every result, stops the daemon. Leaves nothing behind but the build in build/release. Works as root,
+# as a user with sudo, and without either when all packages are there.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -45,17 +45,11 @@ fi
 daemon=build/release/server/mlacatd
 ctl=build/release/client/ctl/mlacatctl
 
-if [ -e /proc/driver/nvidia/version ]; then
-    echo "device: host, the CPU (on a GPU this version serves only memory that a client has allocated)"
-else
-    echo "device: host, the CPU: this machine has no NVIDIA GPU"
-fi
-
 # A run-time directory of our own: neither the daemon nor the client sees another one's socket.
 XDG_RUNTIME_DIR=$run_dir
 export XDG_RUNTIME_DIR
 unset MLACAT_SOCKET
-"$daemon" --device host >"$run_dir/log" 2>&1 &
+"$daemon" --device auto >"$run_dir/log" 2>&1 &
 daemon_pid=$!
 tries=0
 until "$ctl" ping >"$run_dir/ping" 2>&1; do
@@ -65,6 +59,8 @@ until "$ctl" ping >"$run_dir/ping" 2>&1; do
     sleep 0.1
 done
 
+echo "device: $(sed -n 's/.* event=device uuid=\([^ ]*\) .* name="\([^"]*\)".*/\1, \2/p' "$run_dir/log")"
+sed -n 's/.* event=device_absent kind=cuda reason=\(.*\)/no GPU: \1/p' "$run_dir/log"
 echo
 "$ctl" info || fail "mlacatctl info failed"
 echo

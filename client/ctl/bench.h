@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Owns:     what the rows of `bench` share: the pair runner, the connection and the echo children, made when a row
- *           first needs them.
+ * Owns:     what the rows of `bench` share: the pair runner, the connection, the device and the child processes, made
+ *           when a row first needs them.
  * Thread:   one; the library may have threads of its own.
  * Lifetime: bench_close undoes whatever was made.
  * Errors:   a row that fails prints why and is false; the others go on.
@@ -9,12 +9,14 @@
 #ifndef MLACAT_CTL_BENCH_H
 #define MLACAT_CTL_BENCH_H
 
+#include "area.h"
 #include "common.h"
 #include "concat_mla_args.h"
 #include "echo.h"
+#include "exporter.h"
 #include "measure.h"
 
-#define BENCH_TEXT_BYTES 64
+#define BENCH_TEXT_BYTES 96
 
 /* The parts of one row that its function fills; cmd_bench.c adds quantiles. */
 struct bench_row {
@@ -22,18 +24,24 @@ struct bench_row {
     const char *unit;
     const char *reference;
     bool more_is_better;
+    unsigned pairs;                /* exactly so many, and the ratio is the median of theirs; 0: until the time is up */
     double value, reference_value; /* medians */
-    double p50, p90, p99;          /* of the value: p90 = nine of ten samples were at least as good */
+    double ratio;                  /* 0: of the medians */
+    double p50, p90, p99;          /* of the value: p90 = nine of ten samples were at least as good; 0: not known */
     size_t samples;
     const char *note;              /* why there is no value */
     char chosen[BENCH_TEXT_BYTES]; /* `reference` where it had to be chosen */
+    char remark[BENCH_TEXT_BYTES]; /* what must be known to read the figures; "": nothing */
 };
 
 struct bench {
     const struct ctl_options *options;
     struct mlacat_client *client;
+    struct area_device device;
     struct mlacat_stream *stream;
     struct mlacat_server_info server;
+    struct exporter exporter;  /* on a GPU */
+    struct bench_row imported; /* what the rows of imports share; without samples: not measured yet */
     struct echo echo[ECHO_PLACES];
     int echoes_nr;
     uint64_t budget_ns; /* of one row */
@@ -62,7 +70,7 @@ bool bench_rivals(const struct bench *bench, struct bench_row *row, bench_side v
 bool bench_pairs(const struct bench *bench, struct bench_row *row, bench_side value, bench_side reference,
                  void *context);
 
-/* Connected, with a stream; false: printed why. */
+/* Connected, with a device and a stream; false: printed why. */
 bool bench_need_service(struct bench *bench);
 bool bench_need_echo(struct bench *bench);
 void bench_close(struct bench *bench);
@@ -85,5 +93,14 @@ bool bench_message_window(struct bench *bench, struct bench_row *row);
 bool bench_message_batch(struct bench *bench, struct bench_row *row);
 bool bench_call_large(struct bench *bench, struct bench_row *row);
 bool bench_memory_register(struct bench *bench, struct bench_row *row);
+
+/* The rows of a GPU; the first one finds its shape by the row's name. */
+bool bench_cuda_rate(struct bench *bench, struct bench_row *row);
+bool bench_cuda_latency(struct bench *bench, struct bench_row *row);
+bool bench_cuda_register(struct bench *bench, struct bench_row *row);
+bool bench_cuda_import(struct bench *bench, struct bench_row *row);
+/* The same as the daemon timed them. */
+bool bench_cuda_register_daemon(struct bench *bench, struct bench_row *row);
+bool bench_cuda_import_daemon(struct bench *bench, struct bench_row *row);
 
 #endif

@@ -19,7 +19,7 @@
 
 struct message {
     struct bench *bench;
-    struct mlacat_buffer *buffer;
+    struct area area;
     struct mlacat_call calls[BATCH];
     uint64_t ids[WINDOW];
 };
@@ -32,18 +32,18 @@ static bool open_message(struct message *message, struct bench *bench)
     /* The children first: they then have nothing of the connection. */
     if (!bench_need_echo(bench) || !bench_need_service(bench))
         return false;
-    status = mlacat_buffer_alloc(bench->client, bench->options->device, 3 * TENSOR_BYTES, &message->buffer);
+    status = area_new(&bench->device, 3 * TENSOR_BYTES, &message->area);
     if (status != MLACAT_OK) {
-        ctl_fail("cannot make a buffer", status);
+        ctl_fail_for("cannot make a buffer", status, area_message(&bench->device));
         return false;
     }
     for (int i = 0; i < BATCH; i++) {
         struct mlacat_call *call = &message->calls[i];
 
         *call = (struct mlacat_call){.size = sizeof(*call), .op = MLACAT_OP_CONCAT_MLA_K, .dtype = MLACAT_DTYPE_BF16};
-        call->operand[0] = mlacat_tensor_contiguous(message->buffer, 0, 1, 1, 16);
-        call->operand[1] = mlacat_tensor_contiguous(message->buffer, TENSOR_BYTES, 1, 1, 8);
-        call->operand[2] = mlacat_tensor_contiguous(message->buffer, 2 * (uint64_t)TENSOR_BYTES, 1, 1, 8);
+        call->operand[0] = mlacat_tensor_contiguous(message->area.buffer, 0, 1, 1, 16);
+        call->operand[1] = mlacat_tensor_contiguous(message->area.buffer, TENSOR_BYTES, 1, 1, 8);
+        call->operand[2] = mlacat_tensor_contiguous(message->area.buffer, 2 * (uint64_t)TENSOR_BYTES, 1, 1, 8);
     }
     return true;
 }
@@ -58,7 +58,7 @@ static bool run_row(struct bench *bench, struct bench_row *row, bench_side value
     bool good =
         open_message(&message, bench) && bench_rivals(bench, row, value, &message, references, bench->echoes_nr);
 
-    mlacat_buffer_release(message.buffer);
+    area_free(&bench->device, &message.area);
     return good;
 }
 

@@ -9,27 +9,50 @@
 
 #define SAMPLES_MAX 1000000u
 #define PAIRS_MIN 5
+#define PAIRS_MAX 64
 #define PAIRS_MIN_QUICK 3
 #define QUICK_NS 50000000u
+
+#define COPY "device copy of the same bytes"
+#define KNOWN_OPEN "cuIpcOpenMemHandle, close; known"
+
+/* On which device of the service a row means something. */
+enum where { ANYWHERE, ON_HOST, ON_GPU };
 
 struct entry {
     const char *name;
     const char *unit;
     const char *reference;
     bool more_is_better;
+    enum where where;
     bool (*run)(struct bench *bench, struct bench_row *row);
 };
 
 static const struct entry entries[] = {
-    {"host.k", "B/s", "memcpy", true, bench_host_k},
-    {"host.q", "B/s", "memcpy", true, bench_host_q},
-    {"host.k.unaligned", "B/s", "memcpy", true, bench_host_unaligned},
-    {"message.latency", "us", "socket ping-pong", false, bench_message_latency},
-    {"message.switches", "switches/call", "socket ping-pong", false, bench_message_switches},
-    {"message.window64", "calls/s", "socket echo, 64 in flight", true, bench_message_window},
-    {"message.batch32", "calls/s", "socket echo, 64 in flight", true, bench_message_batch},
-    {"call.large", "B/s", "kernel in process", true, bench_call_large},
-    {"memory.register", "us", "memfd, mmap, munmap", false, bench_memory_register},
+    {"host.k", "B/s", "memcpy", true, ANYWHERE, bench_host_k},
+    {"host.q", "B/s", "memcpy", true, ANYWHERE, bench_host_q},
+    {"host.k.unaligned", "B/s", "memcpy", true, ANYWHERE, bench_host_unaligned},
+    /* Before all that registers memory: the daemon's times are over all that it has done. */
+    {"cuda.memory.import.daemon", "us", "cuIpcOpenMemHandle", false, ON_GPU, bench_cuda_import_daemon},
+    {"cuda.memory.import", "us", "cuIpcOpenMemHandle", false, ON_GPU, bench_cuda_import},
+    {"message.latency", "us", "socket ping-pong", false, ANYWHERE, bench_message_latency},
+    {"message.switches", "switches/call", "socket ping-pong", false, ANYWHERE, bench_message_switches},
+    {"message.window64", "calls/s", "socket echo, 64 in flight", true, ANYWHERE, bench_message_window},
+    {"message.batch32", "calls/s", "socket echo, 64 in flight", true, ANYWHERE, bench_message_batch},
+    {"call.large", "B/s", "kernel in process", true, ON_HOST, bench_call_large},
+    {"memory.register", "us", "memfd, mmap, munmap", false, ON_HOST, bench_memory_register},
+    {"cuda.memory.register", "us", KNOWN_OPEN, false, ON_GPU, bench_cuda_register},
+    {"cuda.memory.register.daemon", "us", KNOWN_OPEN, false, ON_GPU, bench_cuda_register_daemon},
+    {"cuda.message.latency", "us", "launch, event, query in process", false, ON_GPU, bench_cuda_latency},
+    {"cuda.k.2048", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
+    {"cuda.k.8192", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
+    {"cuda.k.32768", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
+    {"cuda.k.h8", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
+    {"cuda.k.h12", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
+    {"cuda.k.h16", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
+    {"cuda.k.fp8.8192", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
+    {"cuda.k.fp8.32768", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
+    {"cuda.q.262144", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
 };
 
 #define ENTRIES (sizeof(entries) / sizeof(entries[0]))
@@ -60,6 +83,17 @@ static void fini_figures(struct figures *figures)
     }
 }
 
+/* The median over the pairs: what slows both sides for a while then counts for none. Before the samples are sorted. */
+static double pair_ratio(const struct samples *value, const struct samples *reference)
+{
+    double ratio[PAIRS_MAX];
+    struct samples ratios = {.value = ratio, .capacity = PAIRS_MAX};
+
+    for (size_t i = 0; i < value->nr && i < reference->nr; i++)
+        samples_add(&ratios, value->value[i] / reference->value[i]);
+    return samples_quantile(&ratios, 0.5);
+}
+
 static void fill_row(struct bench_row *row, struct figures *figures, const struct bench_reference *references,
                      int references_nr)
 {
@@ -73,6 +107,8 @@ static void fill_row(struct bench_row *row, struct figures *figures, const struc
         snprintf(row->chosen, sizeof(row->chosen), "%s, %s", row->reference, references[best].way);
         row->reference = row->chosen;
     }
+    if (row->pairs > 0)
+        row->ratio = pair_ratio(&figures->value, &figures->reference[best]);
     row->samples = figures->value.nr;
     row->value = samples_quantile(&figures->value, 0.5);
     row->reference_value = samples_quantile(&figures->reference[best], 0.5);
@@ -100,13 +136,13 @@ static bool any_full(const struct figures *figures, int references_nr)
 }
 
 /* Which goes first changes with each round, so that none always finds the caches of the same other. */
-static bool alternate(const struct bench *bench, bench_side value, void *context,
+static bool alternate(const struct bench *bench, unsigned pairs, bench_side value, void *context,
                       const struct bench_reference *references, int references_nr, struct figures *figures)
 {
-    uint64_t until = measure_now_ns() + bench->budget_ns;
-    int rounds_min = bench->options->quick ? PAIRS_MIN_QUICK : PAIRS_MIN;
+    uint64_t until = measure_now_ns() + (pairs > 0 ? 0 : bench->budget_ns);
+    unsigned rounds_min = pairs > 0 ? pairs : bench->options->quick ? PAIRS_MIN_QUICK : PAIRS_MIN;
 
-    for (int round = 0; round < rounds_min || measure_now_ns() < until; round++) {
+    for (unsigned round = 0; round < rounds_min || measure_now_ns() < until; round++) {
         bool backwards = round % 2 == 1;
 
         if (any_full(figures, references_nr))
@@ -138,7 +174,7 @@ bool bench_rivals(const struct bench *bench, struct bench_row *row, bench_side v
     good = good && value(context, &warm);
     for (int i = 0; good && i < references_nr; i++)
         good = references[i].measure(references[i].context, &warm);
-    good = good && alternate(bench, value, context, references, references_nr, &figures);
+    good = good && alternate(bench, row->pairs, value, context, references, references_nr, &figures);
     if (good)
         fill_row(row, &figures, references, references_nr);
     fini_figures(&figures);
@@ -164,11 +200,19 @@ bool bench_need_service(struct bench *bench)
     if (!bench->client && !ctl_connect(bench->options, &bench->client))
         return false;
     bench->server = (struct mlacat_server_info){.size = sizeof(bench->server)};
-    status = mlacat_server_info(bench->client, &bench->server);
+    mlacat_server_info(bench->client, &bench->server);
+    status = area_find(&bench->device, bench->client, bench->options->device);
+    /* Before this process uses CUDA, which its children then could not. */
+    if (status == MLACAT_OK && bench->device.on_gpu && !exporter_start(&bench->exporter)) {
+        fprintf(stderr, "mlacatctl: cannot start the process that exports memory: %s\n", strerror(errno));
+        return false;
+    }
     if (status == MLACAT_OK)
-        status = mlacat_stream_open(bench->client, bench->options->device, &bench->stream);
+        status = area_open(&bench->device, bench->client, bench->options->device);
+    if (status == MLACAT_OK)
+        status = area_stream_open(&bench->device, &bench->stream);
     if (status != MLACAT_OK) {
-        ctl_fail("cannot open a stream", status);
+        ctl_fail_for("cannot open a stream", status, area_message(&bench->device));
         return false;
     }
     bench->broken = false;
@@ -193,31 +237,44 @@ void bench_close(struct bench *bench)
 {
     mlacat_stream_close(bench->stream);
     mlacat_disconnect(bench->client);
+    area_close(&bench->device);
+    exporter_stop(&bench->exporter);
     for (int place = 0; place < ECHO_PLACES; place++)
         echo_stop(&bench->echo[place]);
 }
 
 static double ratio(const struct bench_row *row)
 {
+    if (row->ratio > 0)
+        return row->ratio;
     return row->reference_value > 0 ? row->value / row->reference_value : 0;
 }
 
 static json_t *row_json(const struct bench_row *row)
 {
+    json_t *json;
+
     if (row->note)
         return json_pack("{s:s, s:n, s:s, s:s, s:n, s:n, s:n, s:n, s:n, s:i, s:s}", "name", row->name, "value", "unit",
                          row->unit, "reference", row->reference, "reference_value", "ratio", "p50", "p90", "p99",
                          "samples", 0, "note", row->note);
-    return json_pack("{s:s, s:f, s:s, s:s, s:f, s:f, s:f, s:f, s:f, s:I}", "name", row->name, "value", row->value,
+    json = json_pack("{s:s, s:f, s:s, s:s, s:f, s:f, s:f, s:o, s:f, s:I}", "name", row->name, "value", row->value,
                      "unit", row->unit, "reference", row->reference, "reference_value", row->reference_value, "ratio",
-                     ratio(row), "p50", row->p50, "p90", row->p90, "p99", row->p99, "samples",
-                     (json_int_t)row->samples);
+                     ratio(row), "p50", row->p50, "p90", row->p90 > 0 ? json_real(row->p90) : json_null(), "p99",
+                     row->p99, "samples", (json_int_t)row->samples);
+    if (row->remark[0] != '\0')
+        json_object_set_new(json, "note", json_string(row->remark));
+    return json;
 }
 
 /* "9.7 GB/s", "12.3 us", "80.1 kcalls/s": a figure in the row's unit. */
 static void figure_text(const struct bench_row *row, double value, char text[BENCH_TEXT_BYTES])
 {
-    if (strcmp(row->unit, "B/s") == 0)
+    if (value == 0)
+        snprintf(text, BENCH_TEXT_BYTES, "-");
+    else if (strcmp(row->unit, "B/s") == 0 && value >= 1e12) /* a GPU's memory: the third digit is what counts */
+        snprintf(text, BENCH_TEXT_BYTES, "%.2f TB/s", value / 1e12);
+    else if (strcmp(row->unit, "B/s") == 0)
         measure_rate_text(value, text, BENCH_TEXT_BYTES);
     else if (strcmp(row->unit, "calls/s") == 0)
         snprintf(text, BENCH_TEXT_BYTES, "%.1f kcalls/s", value / 1e3);
@@ -228,16 +285,17 @@ static void figure_text(const struct bench_row *row, double value, char text[BEN
 static void print_row(struct table *table, const struct bench_row *row)
 {
     char text[6][BENCH_TEXT_BYTES];
-    const char *cells[] = {row->name, text[0], row->reference, text[1], text[2], text[3], text[4], text[5]};
+    const char *cells[] = {row->name, text[0], row->reference, text[1],    text[2],
+                           text[3],   text[4], text[5],        row->remark};
 
     if (row->note) {
-        const char *none[] = {row->name, "-", row->reference, "-", "-", "-", "-", row->note};
+        const char *none[] = {row->name, "-", row->reference, "-", "-", "-", "-", "-", row->note};
 
         table_row(table, none);
     } else {
         figure_text(row, row->value, text[0]);
         figure_text(row, row->reference_value, text[1]);
-        snprintf(text[2], BENCH_TEXT_BYTES, "%.2f", ratio(row));
+        snprintf(text[2], BENCH_TEXT_BYTES, "%.3f", ratio(row));
         figure_text(row, row->p90, text[3]);
         figure_text(row, row->p99, text[4]);
         snprintf(text[5], BENCH_TEXT_BYTES, "%zu", row->samples);
@@ -249,6 +307,20 @@ static void print_row(struct table *table, const struct bench_row *row)
 static bool chosen(const struct ctl_options *options, const char *name)
 {
     return !options->filter || strstr(name, options->filter);
+}
+
+/* Whether the row is for the service's device; else it gets a note. False: the service cannot be reached. */
+static bool fit_device(struct bench *bench, enum where where, struct bench_row *row)
+{
+    if (where == ANYWHERE)
+        return true;
+    if (!bench_need_service(bench))
+        return false;
+    if (where == ON_HOST && bench->device.on_gpu)
+        row->note = "for the host device; the service's is a GPU: see the rows cuda.";
+    else if (where == ON_GPU && !bench->device.on_gpu)
+        row->note = "for a GPU; the service's device is the host";
+    return true;
 }
 
 /* All chosen rows; false when one failed. *nr: how many were chosen. */
@@ -265,7 +337,7 @@ static bool run_rows(struct bench *bench, struct table *table, json_t *array, si
         if (!chosen(bench->options, row.name))
             continue;
         ++*nr;
-        if (!entries[i].run(bench, &row)) {
+        if (!fit_device(bench, entries[i].where, &row) || (!row.note && !entries[i].run(bench, &row))) {
             good = false;
             continue;
         }
@@ -279,9 +351,9 @@ static bool run_rows(struct bench *bench, struct table *table, json_t *array, si
 
 int cmd_bench(const struct ctl_options *options)
 {
-    static const struct table_column columns[] = {{"name", 16, false},  {"median", 19, true}, {"reference", 36, false},
+    static const struct table_column columns[] = {{"name", 27, false},  {"median", 19, true}, {"reference", 36, false},
                                                   {"median", 19, true}, {"ratio", 6, true},   {"p90", 19, true},
-                                                  {"p99", 19, true},    {"samples", 7, true}};
+                                                  {"p99", 19, true},    {"samples", 7, true}, {"note", 0, false}};
     struct bench bench = {.options = options,
                           .budget_ns = options->quick ? QUICK_NS : (uint64_t)(options->seconds * 1e9)};
     json_t *array = options->json ? json_array() : NULL;

@@ -67,10 +67,11 @@ static bool reserve(struct tour *tour, const struct model *model, const struct s
         return false;
     }
     for (int i = 0; i < SHAPE_OPERANDS; i++)
-        if (tour->trial.buffer[i] && mlacat_buffer_bytes(tour->trial.buffer[i]) > layout.operand[i].buffer_bytes)
-            layout.operand[i].buffer_bytes = mlacat_buffer_bytes(tour->trial.buffer[i]);
+        if (tour->trial.area[i].bytes > layout.operand[i].buffer_bytes)
+            layout.operand[i].buffer_bytes = tour->trial.area[i].bytes;
     status = trial_reserve(&tour->trial, &layout);
-    return status == MLACAT_OK || (ctl_fail("cannot make the buffers", status), false);
+    return status == MLACAT_OK ||
+           (ctl_fail_for("cannot make the buffers", status, area_message(&tour->trial.device)), false);
 }
 
 static bool run_row(struct tour *tour, const struct model *model, const struct shape *shape)
@@ -129,7 +130,7 @@ static int travel(struct tour *tour)
     enum mlacat_status status = trial_open(&tour->trial);
 
     if (status != MLACAT_OK)
-        return ctl_fail("cannot open a stream", status);
+        return ctl_fail_for("cannot open a stream", status, area_message(&tour->trial.device));
     if (!each(tour, reserve) || !each(tour, run_row))
         return CTL_FAILED;
     print_end(tour, (double)(measure_now_ns() - begin) / 1e9);
@@ -139,7 +140,7 @@ static int travel(struct tour *tour)
 int cmd_models(const struct ctl_options *options)
 {
     struct tour tour = {.tokens = {.value = {1, 128, 4096}, .nr = 3},
-                        .trial = {.device = options->device,
+                        .trial = {.uuid = options->device,
                                   .seed = options->seed,
                                   .repeat = options->repeat,
                                   .budget_ns = BUDGET_NS,

@@ -69,7 +69,7 @@ static void print_row(const struct shape *shape, const struct trial_result *resu
 
 int cmd_run(const struct ctl_options *options)
 {
-    struct trial trial = {.device = options->device,
+    struct trial trial = {.uuid = options->device,
                           .seed = options->seed,
                           .repeat = options->repeat,
                           .budget_ns = BUDGET_NS,
@@ -82,7 +82,8 @@ int cmd_run(const struct ctl_options *options)
         return CTL_UNREACHABLE;
     status = trial_open(&trial);
     if (status != MLACAT_OK) {
-        ctl_fail("cannot open a stream", status);
+        ctl_fail_for("cannot open a stream", status, area_message(&trial.device));
+        trial_close(&trial);
         mlacat_disconnect(trial.client);
         return CTL_FAILED;
     }

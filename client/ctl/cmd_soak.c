@@ -1,16 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Many calls and registrations, and whether memory, descriptors or mappings grew by them: in the service and in here.
- */
+/* Many calls and registrations, whether the last results are right, and whether memory, descriptors or mappings grew
+ * by them: in the service and in here. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <unistd.h>
 
+#include "area.h"
 #include "common.h"
 #include "measure.h"
+#include "random.h"
+#include "reference.h"
 #include "table.h"
 
 #define WINDOW 64u
 #define BUFFER_BYTES 4096u
+/* Where the buffer has its operands; each with its guards needs less. */
+#define OPERAND_BYTES 1024u
 /* Each so many registrations a call still uses the buffer when it is released. */
 #define RELEASE_IN_FLIGHT 8u
 #define WARM_CALLS 2000u
@@ -28,8 +33,10 @@
 struct soak {
     const struct ctl_options *options;
     struct mlacat_client *client;
+    struct area_device device;
     struct mlacat_stream *stream;
-    struct mlacat_buffer *buffer;
+    struct area area;
+    struct shape_layout layout;
     pid_t daemon;
     uint64_t ids[WINDOW];
 };
@@ -39,20 +46,63 @@ struct both {
     struct process_counters client;
 };
 
-static struct mlacat_call small_call(struct mlacat_buffer *buffer)
-{
-    struct mlacat_call call = {
-        .size = sizeof(call), .op = MLACAT_OP_CONCAT_MLA_ABSORB_Q, .dtype = MLACAT_DTYPE_FP8_E4M3};
+static const struct shape small_shape = {.op = MLACAT_OP_CONCAT_MLA_ABSORB_Q,
+                                         .dtype = MLACAT_DTYPE_FP8_E4M3,
+                                         .dim0 = 1,
+                                         .dim1 = 2,
+                                         .first = 32,
+                                         .second = 16};
 
-    call.operand[0] = mlacat_tensor_contiguous(buffer, 0, 1, 2, 48);
-    call.operand[1] = mlacat_tensor_contiguous(buffer, 1024, 1, 2, 32);
-    call.operand[2] = mlacat_tensor_contiguous(buffer, 2048, 1, 2, 16);
+static struct mlacat_call small_call(const struct soak *soak, struct mlacat_buffer *buffer)
+{
+    struct mlacat_call call = {.size = sizeof(call), .op = small_shape.op, .dtype = small_shape.dtype};
+
+    for (unsigned i = 0; i < SHAPE_OPERANDS; i++) {
+        call.operand[i] = ctl_tensor(&soak->layout.operand[i], buffer);
+        call.operand[i].offset_bytes += i * (uint64_t)OPERAND_BYTES;
+    }
     return call;
+}
+
+static void find_operands(const struct soak *soak, uint8_t *data[SHAPE_OPERANDS])
+{
+    for (unsigned i = 0; i < SHAPE_OPERANDS; i++)
+        data[i] = soak->area.data + i * (size_t)OPERAND_BYTES;
+}
+
+static enum mlacat_status poison(struct soak *soak)
+{
+    uint8_t *data[SHAPE_OPERANDS];
+
+    find_operands(soak, data);
+    random_fill(soak->options->seed, small_shape.dtype, soak->area.data, BUFFER_BYTES);
+    reference_poison(&small_shape, &soak->layout, data);
+    return area_upload(&soak->device, &soak->area, BUFFER_BYTES);
+}
+
+/* Whether the calls since poison() did what they should; false: printed why. */
+static bool verify(struct soak *soak)
+{
+    uint8_t *data[SHAPE_OPERANDS];
+    struct difference difference;
+    char text[256];
+    enum mlacat_status status = area_download(&soak->device, &soak->area, BUFFER_BYTES);
+
+    if (status != MLACAT_OK) {
+        ctl_fail_for("soak", status, area_message(&soak->device));
+        return false;
+    }
+    find_operands(soak, data);
+    if (reference_check(&small_shape, &soak->layout, data, &difference))
+        return true;
+    reference_text(&difference, text, sizeof(text));
+    fprintf(stderr, "mlacatctl: soak: %s\n", text);
+    return false;
 }
 
 static enum mlacat_status run_calls(struct soak *soak, uint64_t nr)
 {
-    struct mlacat_call call = small_call(soak->buffer);
+    struct mlacat_call call = small_call(soak, soak->area.buffer);
 
     for (uint64_t i = 0; i < nr + WINDOW; i++) {
         enum mlacat_status status = MLACAT_OK;
@@ -72,10 +122,10 @@ static enum mlacat_status register_once(struct soak *soak, bool in_flight)
     struct mlacat_buffer *buffer = NULL;
     struct mlacat_call call;
     uint64_t id = 0;
-    enum mlacat_status status = mlacat_buffer_alloc(soak->client, soak->options->device, BUFFER_BYTES, &buffer);
+    enum mlacat_status status = area_register(&soak->device, &soak->area, BUFFER_BYTES, &buffer);
 
     if (status == MLACAT_OK && in_flight) {
-        call = small_call(buffer);
+        call = small_call(soak, buffer);
         status = mlacat_submit(soak->stream, &call, &id);
     }
     mlacat_buffer_release(buffer);
@@ -165,25 +215,36 @@ static void print(const struct soak *soak, const struct both *before, const stru
     table_fini(&table);
 }
 
+/* False: printed why. */
+static bool work(struct soak *soak, uint64_t calls, uint64_t registrations)
+{
+    enum mlacat_status status = poison(soak);
+
+    if (status != MLACAT_OK) {
+        ctl_fail_for("soak", status, area_message(&soak->device));
+        return false;
+    }
+    status = run_calls(soak, calls);
+    if (status == MLACAT_OK)
+        status = run_registrations(soak, registrations);
+    if (status != MLACAT_OK) {
+        ctl_fail("soak", status);
+        return false;
+    }
+    return calls == 0 || verify(soak);
+}
+
 static int measure(struct soak *soak)
 {
     struct both before;
     struct both after;
     uint64_t begin;
-    enum mlacat_status status = run_calls(soak, WARM_CALLS);
 
-    if (status == MLACAT_OK)
-        status = run_registrations(soak, WARM_REGISTRATIONS);
-    if (status != MLACAT_OK)
-        return ctl_fail("soak, while warming up", status);
-    if (!count(soak, &before))
+    if (!work(soak, WARM_CALLS, WARM_REGISTRATIONS) || !count(soak, &before))
         return CTL_FAILED;
     begin = measure_now_ns();
-    status = run_calls(soak, soak->options->calls);
-    if (status == MLACAT_OK)
-        status = run_registrations(soak, soak->options->registrations);
-    if (status != MLACAT_OK)
-        return ctl_fail("soak", status);
+    if (!work(soak, soak->options->calls, soak->options->registrations))
+        return CTL_FAILED;
     begin = measure_now_ns() - begin;
     if (!count(soak, &after))
         return CTL_FAILED;
@@ -196,24 +257,38 @@ static int measure(struct soak *soak)
     return flat(&before, &after) ? CTL_OK : CTL_FAILED;
 }
 
+static enum mlacat_status open_soak(struct soak *soak)
+{
+    struct mlacat_server_info server = {.size = sizeof(server)};
+    enum mlacat_status status = area_open(&soak->device, soak->client, soak->options->device);
+
+    if (status == MLACAT_OK)
+        status = area_stream_open(&soak->device, &soak->stream);
+    if (status == MLACAT_OK)
+        status = area_new(&soak->device, BUFFER_BYTES, &soak->area);
+    if (status != MLACAT_OK)
+        return status;
+    shape_layout(&small_shape, &soak->layout); /* it fits: the shape is ours */
+    mlacat_server_info(soak->client, &server);
+    soak->daemon = (pid_t)server.pid;
+    return MLACAT_OK;
+}
+
 int cmd_soak(const struct ctl_options *options)
 {
     struct soak soak = {.options = options};
-    struct mlacat_server_info server = {.size = sizeof(server)};
     enum mlacat_status status;
     int result;
 
     if (!ctl_connect(options, &soak.client))
         return CTL_UNREACHABLE;
-    status = mlacat_server_info(soak.client, &server);
-    if (status == MLACAT_OK)
-        status = mlacat_stream_open(soak.client, options->device, &soak.stream);
-    if (status == MLACAT_OK)
-        status = mlacat_buffer_alloc(soak.client, options->device, BUFFER_BYTES, &soak.buffer);
-    soak.daemon = (pid_t)server.pid;
-    result = status == MLACAT_OK ? measure(&soak) : ctl_fail("cannot open a stream or make a buffer", status);
-    mlacat_buffer_release(soak.buffer);
+    status = open_soak(&soak);
+    result = status == MLACAT_OK
+                 ? measure(&soak)
+                 : ctl_fail_for("cannot open a stream or make a buffer", status, area_message(&soak.device));
     mlacat_stream_close(soak.stream);
+    area_free(&soak.device, &soak.area);
+    area_close(&soak.device);
     mlacat_disconnect(soak.client);
     return result;
 }

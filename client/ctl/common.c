@@ -29,7 +29,12 @@ bool ctl_connect(const struct ctl_options *options, struct mlacat_client **clien
 
 int ctl_fail(const char *what, enum mlacat_status status)
 {
-    fprintf(stderr, "mlacatctl: %s: %s: %s\n", what, mlacat_status_name(status), mlacat_error_message());
+    return ctl_fail_for(what, status, mlacat_error_message());
+}
+
+int ctl_fail_for(const char *what, enum mlacat_status status, const char *message)
+{
+    fprintf(stderr, "mlacatctl: %s: %s: %s\n", what, mlacat_status_name(status), message);
     return CTL_FAILED;
 }
 

@@ -24,6 +24,8 @@ bool ctl_connect(const struct ctl_options *options, struct mlacat_client **clien
 
 /* Prints `what` and the library's last error; returns CTL_FAILED. */
 int ctl_fail(const char *what, enum mlacat_status status);
+/* The same with a message of its own. */
+int ctl_fail_for(const char *what, enum mlacat_status status, const char *message);
 
 /* Prints and gives back the value. */
 void ctl_print_json(json_t *value);

@@ -55,7 +55,8 @@ static const struct command_row commands[] = {
      "Pairs of measurement and reference alternate; values are medians. p90 and p99: nine of ten, 99 of 100 samples\n"
      "were at least as good. Rows whose name begins with host. need no service."},
     {CTL_SOAK, "soak", ON_SOAK, NULL, 0, "many calls and registrations; does the service's memory stay flat?",
-     "Exit status 1: memory, descriptors or mappings of the service or of this client have grown."},
+     "Exit status 1: a call failed, one of the last results is wrong, or memory, descriptors or mappings of the\n"
+     "service or of this client have grown."},
 };
 
 enum option_kind { KIND_FLAG, KIND_STRING, KIND_UINT, KIND_REAL, KIND_LIST, KIND_DTYPE };

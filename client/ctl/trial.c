@@ -14,17 +14,18 @@
 
 enum mlacat_status trial_open(struct trial *trial)
 {
-    return mlacat_stream_open(trial->client, trial->device, &trial->stream);
+    enum mlacat_status status = area_open(&trial->device, trial->client, trial->uuid);
+
+    return status == MLACAT_OK ? area_stream_open(&trial->device, &trial->stream) : status;
 }
 
 void trial_close(struct trial *trial)
 {
     mlacat_stream_close(trial->stream);
     trial->stream = NULL;
-    for (int i = 0; i < SHAPE_OPERANDS; i++) {
-        mlacat_buffer_release(trial->buffer[i]);
-        trial->buffer[i] = NULL;
-    }
+    for (int i = 0; i < SHAPE_OPERANDS; i++)
+        area_free(&trial->device, &trial->area[i]);
+    area_close(&trial->device);
 }
 
 enum mlacat_status trial_reserve(struct trial *trial, const struct shape_layout *layout)
@@ -33,27 +34,33 @@ enum mlacat_status trial_reserve(struct trial *trial, const struct shape_layout 
         uint64_t bytes = layout->operand[i].buffer_bytes;
         enum mlacat_status status;
 
-        if (trial->buffer[i] && mlacat_buffer_bytes(trial->buffer[i]) >= bytes)
+        if (trial->area[i].bytes >= bytes)
             continue;
-        mlacat_buffer_release(trial->buffer[i]);
-        trial->buffer[i] = NULL;
+        area_free(&trial->device, &trial->area[i]);
         trial->dtype = (enum mlacat_dtype)0;
-        status = mlacat_buffer_alloc(trial->client, trial->device, bytes, &trial->buffer[i]);
+        status = area_new(&trial->device, bytes, &trial->area[i]);
         if (status != MLACAT_OK)
             return status;
     }
     return MLACAT_OK;
 }
 
-/* Contents follow from seed, dtype and position, so buffers that were filled once serve every shape of the dtype. */
-static void fill_inputs(struct trial *trial, enum mlacat_dtype dtype)
+/* Contents follow from seed, dtype and position, so areas that were filled once serve every shape of the dtype. */
+static enum mlacat_status fill_inputs(struct trial *trial, enum mlacat_dtype dtype)
 {
     if (trial->dtype == dtype)
-        return;
-    for (int i = SHAPE_FIRST; i < SHAPE_OPERANDS; i++)
-        random_fill(trial->seed + (uint64_t)i, dtype, mlacat_buffer_data(trial->buffer[i]),
-                    mlacat_buffer_bytes(trial->buffer[i]));
+        return MLACAT_OK;
+    for (int i = SHAPE_FIRST; i < SHAPE_OPERANDS; i++) {
+        const struct area *area = &trial->area[i];
+        enum mlacat_status status;
+
+        random_fill(trial->seed + (uint64_t)i, dtype, area->data, area->bytes);
+        status = area_upload(&trial->device, area, area->bytes);
+        if (status != MLACAT_OK)
+            return status;
+    }
     trial->dtype = dtype;
+    return MLACAT_OK;
 }
 
 static bool inputs_unchanged(const struct trial *trial, const struct shape *shape, const struct shape_layout *layout,
@@ -77,24 +84,30 @@ static bool inputs_unchanged(const struct trial *trial, const struct shape *shap
     return true;
 }
 
-static bool verify(const struct trial *trial, const struct shape *shape, const struct shape_layout *layout,
+static bool fail(struct trial_result *result, enum mlacat_status status, const char *message)
+{
+    result->outcome = TRIAL_FAILED;
+    snprintf(result->text, sizeof(result->text), "%s: %s", mlacat_status_name(status), message);
+    return false;
+}
+
+static bool verify(struct trial *trial, const struct shape *shape, const struct shape_layout *layout,
                    uint8_t *const data[3], struct trial_result *result)
 {
     struct difference difference;
 
+    for (int i = 0; i < SHAPE_OPERANDS; i++) {
+        enum mlacat_status status = area_download(&trial->device, &trial->area[i], layout->operand[i].buffer_bytes);
+
+        if (status != MLACAT_OK)
+            return fail(result, status, area_message(&trial->device));
+    }
     result->outcome = TRIAL_VERIFIED;
     snprintf(result->text, sizeof(result->text), "verified");
     if (inputs_unchanged(trial, shape, layout, data, &difference) && reference_check(shape, layout, data, &difference))
         return true;
     result->outcome = TRIAL_WRONG;
     reference_text(&difference, result->text, sizeof(result->text));
-    return false;
-}
-
-static bool fail(struct trial_result *result, enum mlacat_status status, const char *message)
-{
-    result->outcome = TRIAL_FAILED;
-    snprintf(result->text, sizeof(result->text), "%s: %s", mlacat_status_name(status), message);
     return false;
 }
 
@@ -141,13 +154,15 @@ static bool prepare(struct trial *trial, const struct shape *shape, struct shape
         return fail(result, MLACAT_INVALID_ARGUMENT,
                     "the tensors would be larger than 2^46 bytes; take smaller extents");
     status = trial_reserve(trial, layout);
+    if (status == MLACAT_OK)
+        status = fill_inputs(trial, shape->dtype);
     if (status != MLACAT_OK)
-        return fail(result, status, mlacat_error_message());
+        return fail(result, status, area_message(&trial->device));
     for (int i = 0; i < SHAPE_OPERANDS; i++)
-        data[i] = mlacat_buffer_data(trial->buffer[i]);
-    fill_inputs(trial, shape->dtype);
+        data[i] = trial->area[i].data;
     reference_poison(shape, layout, data);
-    return true;
+    status = area_upload(&trial->device, &trial->area[SHAPE_OUT], layout->operand[SHAPE_OUT].buffer_bytes);
+    return status == MLACAT_OK || fail(result, status, area_message(&trial->device));
 }
 
 void trial_run(struct trial *trial, const struct shape *shape, struct trial_result *result)
@@ -165,7 +180,7 @@ void trial_run(struct trial *trial, const struct shape *shape, struct trial_resu
         return;
     }
     for (int i = 0; i < SHAPE_OPERANDS; i++)
-        call.operand[i] = ctl_tensor(&layout.operand[i], trial->buffer[i]);
+        call.operand[i] = ctl_tensor(&layout.operand[i], trial->area[i].buffer);
     if (call_once(trial, &call, NULL, result) && (!trial->verify || verify(trial, shape, &layout, data, result)) &&
         call_timed(trial, &call, &samples, result) && trial->verify)
         verify(trial, shape, &layout, data, result);

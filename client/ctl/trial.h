@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Owns:     three buffers and a stream of the service, in which `run` makes, times and verifies calls.
+ * Owns:     three areas and a stream on one device of the service, in which `run` makes, times and verifies calls.
  * Thread:   one.
- * Lifetime: trial_open .. trial_close; buffers grow and are used again for the next call.
- * Errors:   told in struct trial_result.
+ * Lifetime: trial_open .. trial_close; areas grow and are used again for the next call.
+ * Errors:   told in struct trial_result; of trial_open and trial_reserve by area_message.
  */
 #ifndef MLACAT_CTL_TRIAL_H
 #define MLACAT_CTL_TRIAL_H
 
+#include "area.h"
 #include "common.h"
 
 struct trial {
     struct mlacat_client *client;
+    const char *uuid; /* of the device; NULL: the first available one */
+    struct area_device device;
     struct mlacat_stream *stream;
-    const char *device;
-    struct mlacat_buffer *buffer[SHAPE_OPERANDS];
+    struct area area[SHAPE_OPERANDS];
     uint64_t seed;
     enum mlacat_dtype dtype; /* of what the inputs hold now; 0: nothing yet */
     uint64_t repeat;         /* timed calls; 0: 3 to 100, as many as fit into budget_ns */
@@ -38,11 +40,11 @@ struct trial_result {
     size_t samples;
 };
 
-/* The members of struct trial that are not handles are the caller's to set before. */
+/* Client, UUID and what stands behind the areas are the caller's to set before. */
 enum mlacat_status trial_open(struct trial *trial);
 void trial_close(struct trial *trial);
 
-/* Grows the buffers to what `layout` needs. */
+/* Grows the areas to what `layout` needs. */
 enum mlacat_status trial_reserve(struct trial *trial, const struct shape_layout *layout);
 
 /*

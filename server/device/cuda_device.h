@@ -24,6 +24,7 @@ struct device {
     const struct cuda_api *cuda;
     int ordinal;
     struct cuda_context *context;
+    uint64_t context_ns; /* that the driver took to make it */
     char uuid[DEVICE_UUID_BYTES];
     uint64_t launch_bytes; /* read and written in at most 1 ms with accesses of 16 bytes */
     bool vmm;              /* takes chunks by descriptor */

@@ -237,8 +237,9 @@ static void log_open(const struct device *device)
     size_t free_bytes = 0;
     size_t all_bytes = 0;
     device->cuda->cuMemGetInfo(&free_bytes, &all_bytes);
-    log_info("cuda_device", "uuid=%s mps=%s bytes_per_ms=%" PRIu64 " free_mib=%zu of_mib=%zu vmm=%s", device->uuid,
-             mps ? "on" : "off", device->launch_bytes, free_bytes >> 20, all_bytes >> 20, device->vmm ? "yes" : "no");
+    log_info("cuda_device", "uuid=%s mps=%s bytes_per_ms=%" PRIu64 " free_mib=%zu of_mib=%zu vmm=%s context_ms=%.1f",
+             device->uuid, mps ? "on" : "off", device->launch_bytes, free_bytes >> 20, all_bytes >> 20,
+             device->vmm ? "yes" : "no", (double)device->context_ns / 1e6);
     if (!mps) {
         log_info("cuda_no_mps",
                  "uuid=%s note=\"each hand-over between a client's kernels and ours costs a context "
@@ -265,7 +266,9 @@ static enum mlacat_status find_and_check(struct device *device, const char *uuid
     if (!device->cuda || find_device(device, uuid, err) != MLACAT_OK || check_abilities(device, err) != MLACAT_OK) {
         return err->code;
     }
+    uint64_t begin_ns = clock_now_ns();
     int result = device->cuda->cuDevicePrimaryCtxRetain(&device->context, device->ordinal);
+    device->context_ns = clock_now_ns() - begin_ns;
     if (result != CUDA_RESULT_OK) {
         device->context = NULL;
         return cuda_device_fail(device, err, result, "cuDevicePrimaryCtxRetain", "%s cannot be opened", device->uuid);

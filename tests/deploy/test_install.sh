@@ -88,7 +88,7 @@ XDG_RUNTIME_DIR=$work/run
 export XDG_RUNTIME_DIR
 unset MLACAT_SOCKET
 mkdir "$XDG_RUNTIME_DIR"
-"$prefix/bin/mlacatd" >"$work/log" 2>&1 &
+"$prefix/bin/mlacatd" --device host >"$work/log" 2>&1 & # the example's memory
 daemon_pid=$!
 tries=0
 until "$prefix/bin/mlacatctl" ping >/dev/null 2>&1; do

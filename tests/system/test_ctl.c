@@ -16,121 +16,17 @@
 
 #include <cmocka.h>
 
+#include "ctl_program.h"
 #include "proc.h"
 #include "require.h"
 #include "server.h"
 #include "test_ctl_proxy.h"
 #include "trial.h"
 
-#define OUTPUT_BYTES 65536
-#define WORDS_MAX 16
 #define PING_MS 200 /* the promise is 20 ms; a busy machine gets room */
 #define FULL_NAPS 100
 /* Guard bytes in front of the output of `run`. */
 #define GUARD_BYTES 256
-
-enum { DONE = 0, FAILED = 1, UNREACHABLE = 2, USAGE = 64 };
-
-/* What the last run printed. */
-static char out[OUTPUT_BYTES];
-static char err[OUTPUT_BYTES];
-
-__attribute__((noreturn)) static void become_ctl(int out_fd, int err_fd, char *const *argv)
-{
-    if (dup2(out_fd, 1) < 0 || dup2(err_fd, 2) < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) {
-        _exit(126);
-    }
-    execv(MLACATCTL_PATH, argv);
-    _exit(127);
-}
-
-static void read_back(int fd, char text[OUTPUT_BYTES])
-{
-    ssize_t size = pread(fd, text, OUTPUT_BYTES - 1, 0);
-    REQUIRE(size >= 0);
-    text[size] = '\0';
-    close(fd);
-}
-
-/* Runs "mlacatctl WORDS", with --socket unless that is NULL; gives the exit status. */
-static int ctl(const char *socket, const char *words)
-{
-    char line[256];
-    char *argv[WORDS_MAX + 4] = {(char *)(uintptr_t) "mlacatctl"};
-    int nr = 1;
-    int status;
-    snprintf(line, sizeof(line), "%s", words);
-    for (char *rest = line, *word; (word = strsep(&rest, " ")) != NULL;) {
-        REQUIRE(nr < WORDS_MAX);
-        if (word[0] != '\0') {
-            argv[nr++] = word;
-        }
-    }
-    if (socket != NULL) {
-        argv[nr++] = (char *)(uintptr_t) "--socket";
-        argv[nr++] = (char *)(uintptr_t)socket;
-    }
-    int out_fd = memfd_create("out", MFD_CLOEXEC);
-    int err_fd = memfd_create("err", MFD_CLOEXEC);
-    REQUIRE(out_fd >= 0 && err_fd >= 0);
-    fflush(NULL);
-    pid_t pid = fork();
-    REQUIRE(pid >= 0);
-    if (pid == 0) {
-        become_ctl(out_fd, err_fd, argv);
-    }
-    uint64_t end_ms = now_ms() + 2 * WAIT_MS;
-    while (waitpid(pid, &status, WNOHANG) == 0) {
-        if (now_ms() >= end_ms) {
-            kill(pid, SIGKILL);
-        }
-        nap();
-    }
-    read_back(out_fd, out);
-    read_back(err_fd, err);
-    REQUIRE(WIFEXITED(status), "mlacatctl %s: wait status 0x%x", words, (unsigned)status);
-    return WEXITSTATUS(status);
-}
-
-static void expect(const char *socket, const char *words, int status)
-{
-    int found = ctl(socket, words);
-    REQUIRE(found == status, "mlacatctl %s: exit status %d, not %d\n%s%s", words, found, status, out, err);
-}
-
-static void expect_text(const char *text, const char *part)
-{
-    REQUIRE(strstr(text, part) != NULL, "\"%s\" is not in \"%.400s\"", part, text);
-}
-
-/* `out` is one object that has these keys, separated by blanks, and `nr` of them. */
-static void expect_keys(json_t *object, const char *keys)
-{
-    char line[256];
-    size_t nr = 0;
-    snprintf(line, sizeof(line), "%s", keys);
-    REQUIRE(json_is_object(object));
-    for (char *rest = line, *key; (key = strsep(&rest, " ")) != NULL; nr++) {
-        REQUIRE(json_object_get(object, key) != NULL, "there is no \"%s\" in %.400s", key, out);
-    }
-    REQUIRE(json_object_size(object) == nr, "%zu keys, not %zu: %.400s", json_object_size(object), nr, out);
-}
-
-static json_t *parse_out(void)
-{
-    json_error_t why;
-    json_t *value = json_loads(out, 0, &why);
-    REQUIRE(value != NULL, "%s: %.400s", why.text, out);
-    return value;
-}
-
-static void expect_json(const char *socket, const char *words, int status, const char *keys)
-{
-    expect(socket, words, status);
-    json_t *value = parse_out();
-    expect_keys(value, keys);
-    json_decref(value);
-}
 
 /* ----------------------------------------------------------------------------------------------------- exit status */
 
@@ -344,13 +240,14 @@ static void test_ctl_json_of_bench(void **state)
     const struct server *server = *state;
     expect(server->socket, "bench --quick --json --filter message", DONE);
     json_t *rows = parse_out();
-    assert_int_equal(json_array_size(rows), 4);
+    assert_int_equal(json_array_size(rows), 5);
     for (size_t i = 0; i < 4; i++) {
         const json_t *row = json_array_get(rows, i);
         expect_keys(json_array_get(rows, i), "name value unit reference reference_value ratio p50 p90 p99 samples");
         expect_text(json_string_value(json_object_get(row, "reference")), "CPU");
         REQUIRE(json_real_value(json_object_get(row, "ratio")) > 0, "%.400s", out);
     }
+    expect_text(json_string_value(json_object_get(json_array_get(rows, 4), "note")), "for a GPU");
     json_decref(rows);
 }
 

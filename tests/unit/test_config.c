@@ -132,7 +132,7 @@ static void assert_defaults(void)
     assert_int_equal(config.socket_mode, 0660);
     assert_int_equal(config.allow.uids_nr, 0);
     assert_int_equal(config.allow.gids_nr, 0);
-    assert_string_equal(config.device, "host");
+    assert_string_equal(config.device, "auto");
     assert_int_equal(config.workers, 0);
     assert_int_equal(config.poll, CONFIG_POLL_BALANCED);
     assert_int_equal(config.pin, CONFIG_PIN_AUTO);

@@ -102,7 +102,18 @@ struct fake_range {
 /* One operation on a stream. */
 struct fake_op {
     struct fake_op *next;
-    enum { OP_KERNEL, OP_WRITE_64, OP_WAIT_64, OP_WAIT_32, OP_EVENT, OP_HOST_FUNCTION } kind;
+    enum {
+        OP_KERNEL,
+        OP_WRITE_64,
+        OP_WAIT_64,
+        OP_WAIT_32,
+        OP_EVENT,
+        OP_HOST_FUNCTION,
+        OP_COPY,
+        OP_COPY_FROM_HOST,
+        OP_COPY_TO_HOST,
+        OP_FILL
+    } kind;
     uint64_t due_ns;
     struct cuda_function *function;
     struct concat_mla_many_args many; /* the first one is all that a kernel for one call has */
@@ -111,6 +122,10 @@ struct fake_op {
     cuda_address address;
     uint64_t value;
     unsigned flags;
+    cuda_address from; /* COPY, COPY_TO_HOST; `address` is where to, `value` what FILL writes */
+    const void *host_from;
+    void *host_to;
+    size_t bytes;
     struct cuda_event *event; /* EVENT; `value` is the number of its record */
     void (*host_function)(void *data);
     void *data;
@@ -200,7 +215,13 @@ void fake_check_launch(const struct fake_op *op);
 /* 0 or the result that every later call has. */
 int fake_run_kernel(const struct fake_op *op);
 
+/* fake_copy.c */
+/* As fake_run_kernel. */
+int fake_run_copy(const struct fake_op *op);
+
 /* fake_stream.c */
 bool fake_streams_idle(void);
+/* Puts a copy of `op` on a stream. */
+int fake_stream_add(struct cuda_stream *stream, const struct fake_op *op);
 
 #endif

@@ -66,6 +66,8 @@ static bool run_first(struct cuda_stream *stream)
         fake_event_reach(op->event, op->value);
     } else if (op->kind == OP_HOST_FUNCTION) {
         op->host_function(op->data);
+    } else if (op->kind >= OP_COPY) {
+        fake.sticky = fake_run_copy(op);
     }
     stream->ops = op->next;
     if (!stream->ops) {
@@ -230,6 +232,11 @@ int fake_cuStreamQuery(struct cuda_stream *stream)
         return fake_leave(CUDA_RESULT_INVALID_HANDLE);
     }
     return fake_leave(stream->ops ? CUDA_RESULT_NOT_READY : CUDA_RESULT_OK);
+}
+
+int fake_stream_add(struct cuda_stream *stream, const struct fake_op *op)
+{
+    return is_stream(stream) ? add(stream, op) : CUDA_RESULT_INVALID_HANDLE;
 }
 
 static void check_may_block(const char *call)

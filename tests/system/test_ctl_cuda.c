@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * mlacatctl beside a daemon that serves a GPU: the same commands, and every byte of their results. tests/gpu runs it,
+ * with the driver of tests/support/fake_cuda or with a true one.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "ctl_program.h"
+#include "require.h"
+#include "server.h"
+
+#define SKIPPED 77
+#define CUDA_ROWS 14
+
+static int setup(void **state)
+{
+    static struct server server;
+    server_start(&server, "device = auto\n");
+    *state = &server;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    server_stop(*state);
+    return 0;
+}
+
+#define WITH_GPU(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+static void test_ctl_cuda_run_verifies(void **state)
+{
+    const struct server *server = *state;
+    expect(server->socket, "run concat_mla_k --tokens 33 --heads 5 --strided --verify --repeat 2", DONE);
+    expect_text(out, " verified\n");
+    expect(server->socket, "run concat_mla_absorb_q --dim0 3 --gap 7 --dtype fp8_e4m3 --verify --repeat 2", DONE);
+    expect_text(out, " verified\n");
+    expect(server->socket, "run concat_mla_k --tokens 0 --verify", DONE);
+    expect(server->socket, "run concat_mla_k --device host", FAILED);
+    expect_text(err, "no device host");
+}
+
+static void test_ctl_cuda_models_are_verified(void **state)
+{
+    const struct server *server = *state;
+    expect(server->socket, "run models --tokens 1,7 --repeat 1", DONE);
+    expect_text(out, "every byte of all of them verified");
+}
+
+static void test_ctl_cuda_soak_stays_flat(void **state)
+{
+    const struct server *server = *state;
+    int status = ctl(server->socket, "soak --calls 2000 --registrations 200 --json");
+    json_t *result = parse_out(); /* there is none when a call fails or a result is wrong */
+    if (!has_sanitizer()) {
+        assert_true(json_is_true(json_object_get(result, "flat")));
+        assert_int_equal(status, DONE);
+    }
+    json_decref(result);
+}
+
+static void test_ctl_cuda_bench_has_every_row(void **state)
+{
+    const struct server *server = *state;
+    unsigned with_figures = 0;
+    expect(server->socket, "bench --quick --json --filter cuda.", DONE);
+    json_t *rows = parse_out();
+    assert_int_equal(json_array_size(rows), CUDA_ROWS);
+    for (size_t i = 0; i < CUDA_ROWS; i++) {
+        const json_t *row = json_array_get(rows, i);
+        const char *name = json_string_value(json_object_get(row, "name"));
+        const json_t *note = json_object_get(row, "note");
+        double ratio = json_real_value(json_object_get(row, "ratio"));
+        /* A build without nvcc has no kernel to compare with. */
+        bool without_kernel = note && strcmp(name, "cuda.message.latency") == 0;
+        REQUIRE(ratio > 0 || without_kernel, "%s: %s", name, note ? json_string_value(note) : "no ratio");
+        with_figures += ratio > 0;
+    }
+    assert_true(with_figures >= CUDA_ROWS - 1);
+    json_decref(rows);
+}
+
+static void test_ctl_cuda_rows_of_the_host_say_why_not(void **state)
+{
+    const struct server *server = *state;
+    expect(server->socket, "bench --quick --json --filter call.large", DONE);
+    expect_text(out, "is a GPU");
+    expect(server->socket, "bench --quick --filter message", DONE);
+}
+
+/* The client must find the GPU by its UUID; one that it cannot see is an error that says where to look. */
+static void test_ctl_cuda_client_without_the_gpu(void **state)
+{
+    const struct server *server = *state;
+    const char *words = getenv("MLACAT_FAKE_CUDA");
+    char *kept = words ? strdup(words) : NULL;
+    if (!kept) {
+        skip(); /* a true driver is there for all */
+    }
+    setenv("MLACAT_FAKE_CUDA", "devices=0", 1);
+    expect(server->socket, "run concat_mla_k --tokens 1", FAILED);
+    expect_text(err, "FAILED_PRECONDITION");
+    expect_text(err, "cuInit");
+    setenv("MLACAT_FAKE_CUDA", "missing=cuMemFree", 1);
+    expect(server->socket, "run concat_mla_k --tokens 1", FAILED);
+    expect_text(err, "has no cuMemFree of version 3020");
+    setenv("MLACAT_FAKE_CUDA", "fail=cuMemAlloc:1:2", 1);
+    expect(server->socket, "run concat_mla_k --tokens 1", FAILED);
+    expect_text(err, "RESOURCE_EXHAUSTED");
+    setenv("MLACAT_FAKE_CUDA", kept, 1);
+    free(kept);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        WITH_GPU(test_ctl_cuda_run_verifies),
+        WITH_GPU(test_ctl_cuda_models_are_verified),
+        WITH_GPU(test_ctl_cuda_soak_stays_flat),
+        WITH_GPU(test_ctl_cuda_bench_has_every_row),
+        WITH_GPU(test_ctl_cuda_rows_of_the_host_say_why_not),
+        WITH_GPU(test_ctl_cuda_client_without_the_gpu),
+    };
+    struct server server;
+    server_start(&server, "device = auto\n");
+    bool on_gpu = server_log_has(&server, "kind=cuda name=");
+    server_stop(&server);
+    if (!on_gpu) {
+        printf("SKIPPED: the daemon finds no GPU here\n");
+        return SKIPPED;
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
