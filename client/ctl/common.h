@@ -46,5 +46,6 @@ int cmd_run(const struct ctl_options *options);
 int cmd_models(const struct ctl_options *options);
 int cmd_bench(const struct ctl_options *options);
 int cmd_soak(const struct ctl_options *options);
+int cmd_doctor(const struct ctl_options *options);
 
 #endif

@@ -14,8 +14,9 @@ static int run_or_models(const struct ctl_options *options)
 static int dispatch(const struct ctl_options *options)
 {
     static int (*const run[])(const struct ctl_options *) = {
-        [CTL_PING] = cmd_ping,           [CTL_INFO] = cmd_info,     [CTL_STATS] = cmd_stats, [CTL_DRAIN] = cmd_drain,
-        [CTL_LOG_LEVEL] = cmd_log_level, [CTL_RUN] = run_or_models, [CTL_BENCH] = cmd_bench, [CTL_SOAK] = cmd_soak,
+        [CTL_PING] = cmd_ping,   [CTL_INFO] = cmd_info,           [CTL_STATS] = cmd_stats,
+        [CTL_DRAIN] = cmd_drain, [CTL_LOG_LEVEL] = cmd_log_level, [CTL_RUN] = run_or_models,
+        [CTL_BENCH] = cmd_bench, [CTL_SOAK] = cmd_soak,           [CTL_DOCTOR] = cmd_doctor,
     };
 
     /* ping says by itself that it is late, as its result. */

@@ -20,9 +20,10 @@ enum {
     ON_MODELS = 1 << 7,
     ON_BENCH = 1 << 8,
     ON_SOAK = 1 << 9,
+    ON_DOCTOR = 1 << 10,
     ON_ONE = ON_K | ON_Q,
     ON_RUN = ON_ONE | ON_MODELS,
-    ON_ALL = (1 << 10) - 1,
+    ON_ALL = (1 << 11) - 1,
 };
 
 struct command_row {
@@ -36,6 +37,7 @@ struct command_row {
 };
 
 #define REQUEST_MS 10000
+#define DOCTOR_MS 60000 /* a driver whose GPUs sleep takes seconds for each to start */
 
 static const struct command_row commands[] = {
     {CTL_PING, "ping", ON_PING, NULL, 1000, "is the service there and ready?",
@@ -57,6 +59,9 @@ static const struct command_row commands[] = {
     {CTL_SOAK, "soak", ON_SOAK, NULL, 0, "many calls and registrations; does the service's memory stay flat?",
      "Exit status 1: a call failed, one of the last results is wrong, or memory, descriptors or mappings of the\n"
      "service or of this client have grown."},
+    {CTL_DOCTOR, "doctor", ON_DOCTOR, NULL, DOCTOR_MS, "what an operator must know: is all as the service needs it?",
+     "Looks at the service, the GPU driver, MPS and limits; says of each check what it found and what to do. Exit\n"
+     "status: 0, 1 if a check failed. Run it as the user of the clients; as root it sees more of the service."},
 };
 
 enum option_kind { KIND_FLAG, KIND_STRING, KIND_UINT, KIND_REAL, KIND_LIST, KIND_DTYPE };
@@ -83,7 +88,8 @@ static const struct option_row rows[] = {
     {"help", KIND_FLAG, ON_ALL, M(help), 0, 0, NULL, "print this and exit"},
     {"version", KIND_FLAG, ON_ALL, M(version), 0, 0, NULL, "print the version and exit"},
     {"timeout", KIND_UINT, ON_ALL, M(timeout_ms), 1, 86400000, "MS",
-     "give up with exit status 2 after so long; default: ping 1000, run, bench and soak never, others 10000"},
+     "give up with exit status 2 after so long; default: ping 1000, doctor 60000, run, bench and soak never, others "
+     "10000"},
     {"alive", KIND_FLAG, ON_PING, M(alive), 0, 0, NULL, "ask only whether it lives: for liveness probes"},
     {"wait", KIND_REAL, ON_DRAIN, M(wait_s), 0, 86400, "SECONDS",
      "wait until it has exited; exit status 1 if it has not by then"},

@@ -25,6 +25,7 @@ enum ctl_command {
     CTL_RUN,
     CTL_BENCH,
     CTL_SOAK,
+    CTL_DOCTOR,
 };
 
 #define CTL_LIST_MAX 16
