@@ -1,91 +1,221 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# run.sh            tests the kernels and the service on this machine's GPU, without and with a private MPS daemon
-# run.sh --bench    and measures them against the driver's copy
+# run.sh [--only WORDS] [--isolation SECONDS] [--bench]
 #
-# Needs the driver, NVRTC and what deploy/install-deps.sh installs. Prints SKIPPED with the reason, and exits with 77,
-# where there is no GPU. compute-sanitizer and MPS are used where they are installed; what is left out is printed.
-# MLACAT_GPU_BUILD: a folder that holds the programs already (default: they are built in build/gpu).
+# Tests the kernels and the service on this machine's GPU, everything but the kernels themselves without and with a
+# private MPS daemon, in less than 5 minutes. A table at the end says how each step went.
+#
+#   --only WORDS           only the steps whose name contains them: "isolation", "MPS system", "plain faults two_gpus"
+#   --isolation SECONDS    how long the well-behaved clients are measured beside the bad ones (default 12; the figures
+#                          in docs/ are of 300)
+#   --bench                measures as well: kernels and calls against the driver's copy, starts, torch where it is
+#
+# Needs the driver, NVRTC and what deploy/install-deps.sh installs, or a folder of pack.sh in MLACAT_GPU_BUILD. Prints
+# SKIPPED with the reason, and exits with 77, where there is no GPU. compute-sanitizer and MPS are used where they are
+# installed; what is left out is printed. MLACAT_GPU_OUT: where logs and results go (default build/gpu-out).
 set -u
 
-cd "$(dirname "$0")/../.." || exit 1
-failed=0
-mps=
-
-skip() {
-    echo "SKIPPED: $1"
-    exit 77
-}
-
-run() { # title, command ...
-    echo "== $1"
+only=''
+bench=false
+isolation=12
+while [ $# -gt 0 ]; do
+    case $1 in
+    --bench) bench=true ;;
+    --only | --isolation)
+        [ $# -gt 1 ] || {
+            echo "run.sh: $1 needs a value" >&2
+            exit 2
+        }
+        if [ "$1" = --only ]; then only=$2; else isolation=$2; fi
+        shift
+        ;;
+    *)
+        echo "usage: run.sh [--only WORDS] [--isolation SECONDS] [--bench]" >&2
+        exit 2
+        ;;
+    esac
     shift
-    timeout -k 2 120 "$@" </dev/null
-    rc=$?
-    if [ $rc -eq 77 ]; then
-        exit 77 # the reason is printed
-    elif [ $rc -ne 0 ]; then
-        echo "FAILED with status $rc: $*"
-        failed=1
-    fi
-    echo
-}
+done
+
+cd "$(dirname "$0")/../.." || exit 1
+if [ ! -e /dev/nvidiactl ] && [ -z "${MLACAT_FAKE_CUDA:-}" ]; then
+    echo "SKIPPED: no NVIDIA GPU: /dev/nvidiactl is not there"
+    exit 77
+fi
+out=${MLACAT_GPU_OUT:-build/gpu-out}
+mkdir -p "$out" || exit 1
+out=$(cd "$out" && pwd)
+if [ -z "${MLACAT_GPU_BUILD:-}" ]; then
+    MLACAT_GPU_BUILD=build/gpu-packed
+    sh tests/gpu/pack.sh "$MLACAT_GPU_BUILD" || exit 1
+fi
+programs=$(cd "$MLACAT_GPU_BUILD" && pwd) || exit 1
+work=$(mktemp -d)
+export PATH="$programs:$PATH" LD_LIBRARY_PATH="$programs/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export MLACATD="$programs/mlacatd" MLACATCTL="$programs/mlacatctl" MLACAT_GPU_ROOT="$PWD" XDG_CACHE_HOME="$work/cache"
+export XDG_RUNTIME_DIR="$work" # where the daemon of `serve` and its clients meet
+unset MLACAT_SOCKET
+mkdir "$XDG_CACHE_HOME"
+: >"$work/table"
+failed=0
+mode=plain
+mps=''
+daemon_pid=''
 
 stop_mps() {
-    [ -n "$mps" ] && echo quit | timeout -k 2 20 "$mps" >/dev/null 2>&1
-    [ -n "${CUDA_MPS_PIPE_DIRECTORY:-}" ] && rm -rf "$work"
-    mps=
+    if [ -n "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then
+        echo quit | timeout -k 2 20 "$mps" >/dev/null 2>&1
+    fi
+    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
 }
 
-service() { # label
-    for case in ops chunks lies new_memory give_back library speed death; do
-        run "the service, $1: $case" env MLACATD="$daemon" "$programs/gpu_service" "$case"
+start_mps() {
+    mkdir -p "$work/mps/pipe" "$work/mps/log"
+    export CUDA_MPS_PIPE_DIRECTORY="$work/mps/pipe" CUDA_MPS_LOG_DIRECTORY="$work/mps/log"
+    timeout -k 2 20 "$mps" -d </dev/null >/dev/null 2>&1
+}
+
+cleanup() {
+    [ -n "$daemon_pid" ] && kill "$daemon_pid" 2>/dev/null
+    stop_mps
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+wanted() { # name
+    case "$mode $1" in
+    *"$only"*) return 0 ;;
+    esac
+    return 1
+}
+
+note() { # name, how it went, seconds
+    printf '%s|%s|%s|%s\n' "$1" "$mode" "$2" "$3" >>"$work/table"
+}
+
+# Runs one step. Its output goes to a log; of a step that failed the end of it is shown, of one that measures all.
+step() { # show | quiet, name, seconds at most, command ...
+    show=$1
+    name=$2
+    limit=$3
+    shift 3
+    wanted "$name" || return 0
+    log=$out/$(echo "$mode $name" | tr ' ' '_').log
+    began=$(date +%s)
+    timeout -k 2 "$limit" "$@" </dev/null >"$log" 2>&1
+    rc=$?
+    took=$(($(date +%s) - began))
+    case $rc in
+    0) how=ok ;;
+    77) how=skipped ;;
+    124 | 137) how="TIMEOUT" ;;
+    *) how="FAILED $rc" ;;
+    esac
+    note "$name" "$how" "$took"
+    echo "== $mode: $name: $how, $took s"
+    if [ "$rc" -ne 0 ] && [ "$rc" -ne 77 ]; then
+        failed=1
+        grep -v '^\[ *\(RUN\|OK\|  *OK\) *\]' "$log" | grep -v 'level=info' | tail -n 25 | cut -c 1-400 | sed 's/^/   /'
+    elif [ "$show" = show ]; then
+        grep -v '^time=' "$log" | sed 's/^/   /'
+    else
+        grep -E '^ *(left out|SKIPPED)' "$log" | sed 's/^/   /'
+    fi
+}
+
+# What the service does, in the mode that the machine is in.
+service() {
+    for part in calls ops; do
+        step quiet "contract $part" 60 contract_gpu_$part
     done
+    step quiet "service" 60 gpu_service ops chunks lies new_memory give_back library watch events death
+    [ -n "${MLACAT_FAKE_CUDA:-}" ] || step show "service speed" 60 gpu_service speed
+    for suite in calls order client_death drain limits buffers restart; do
+        step quiet "system $suite" 120 env MLACAT_TEST_DEVICE=cuda "system_$suite"
+    done
+    step quiet "mlacatctl" 120 ctl_cuda
+    for case in neighbour daemon_killed give_back out_of_memory two_gpus; do
+        step show "faults $case" 60 gpu_faults $case
+    done
+    step show "isolation" $((isolation * 2 + 60)) gpu_isolation --seconds "$isolation"
 }
 
-[ -e /dev/nvidiactl ] || skip "no NVIDIA GPU: /dev/nvidiactl is not there"
-if [ -n "${MLACAT_GPU_BUILD:-}" ]; then
-    programs=$MLACAT_GPU_BUILD
-    daemon=$programs/mlacatd
-else
-    cmake -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release >/dev/null &&
-        cmake --build build/gpu --target kernel_matrix bench_cuda_kernel gpu_service mlacatd || exit 1
-    programs=build/gpu/tests/gpu
-    daemon=$PWD/build/gpu/server/mlacatd
-fi
+# Runs a step beside a daemon on the GPU.
+serve() { # as step
+    wanted "$2" || return 0
+    mlacatd --device auto >"$out/daemon.log" 2>&1 &
+    daemon_pid=$!
+    tries=0
+    until mlacatctl ping >/dev/null 2>&1 || [ $tries -ge 100 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+    step "$@"
+    kill "$daemon_pid" 2>/dev/null
+    wait "$daemon_pid" 2>/dev/null
+    daemon_pid=''
+}
 
-run "kernel matrix" "$programs/kernel_matrix" . all
+measure() {
+    step show "bench kernels" 120 bench_cuda_kernel . 9
+    step show "bench start" 120 bench_start
+    serve show "bench calls" 200 mlacatctl bench
+    serve show "doctor" 60 mlacatctl doctor
+    if python3 -c 'import torch' 2>/dev/null; then
+        step show "bench torch" 300 python3 -B tests/bench/compare_torch.py --library "$programs/lib/libmlacat.so.0" \
+            --daemon "$programs/mlacatd" --out "$out"
+    else
+        echo "left out: python3 has no torch"
+    fi
+}
 
+step quiet "kernel matrix" 150 kernel_matrix . all
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 if [ -x "$sanitizer" ]; then
-    run "kernel matrix under compute-sanitizer memcheck" "$sanitizer" --tool memcheck --error-exitcode 9 \
+    step quiet "kernel matrix, memcheck" 150 "$sanitizer" --tool memcheck --error-exitcode 9 \
         "$programs/kernel_matrix" . tight
 else
     echo "left out: compute-sanitizer is not installed"
 fi
-
-service "no MPS"
+service
+if $bench; then
+    measure
+fi
 mps=$(command -v nvidia-cuda-mps-control ||
     find /usr /opt -name nvidia-cuda-mps-control -type f 2>/dev/null | head -n 1)
-if [ -n "$mps" ]; then
-    work=$(mktemp -d)
-    export CUDA_MPS_PIPE_DIRECTORY="$work/pipe" CUDA_MPS_LOG_DIRECTORY="$work/log"
-    mkdir "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
-    trap stop_mps EXIT
-    trap 'exit 130' INT TERM
-    timeout -k 2 20 "$mps" -d </dev/null >/dev/null 2>&1
-    service "MPS"
+if [ -n "$mps" ] && start_mps; then
+    mode=MPS
+    service
+    if $bench; then
+        measure
+    fi
+    step show "faults sticky" 120 gpu_faults sticky # the last one: MPS may be of no use for seconds after it
     stop_mps
-    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
 else
-    echo "left out: nvidia-cuda-mps-control is not installed"
+    echo "left out: nvidia-cuda-mps-control is not installed, or does not start: nothing was run under MPS"
 fi
+echo "left out: what is about memfds in the contract and system suites; the contract of faults and of a poll's length"
 
-if [ "${1:-}" = --bench ]; then
-    run "kernels against the driver's copy" "$programs/bench_cuda_kernel" . 9
+if [ ! -s "$work/table" ]; then
+    echo "run.sh: no step's name contains \"$only\""
+    exit 2
 fi
-
+echo
+awk -F '|' '
+    !($1 in seen) { seen[$1] = ++nr; names[nr] = $1 }
+    { how[$1, $2] = $3; took[$1, $2] = $4; all += $4 }
+    END {
+        printf "%-26s %-12s %-12s %8s\n", "step", "no MPS", "MPS", "seconds"
+        for (i = 1; i <= nr; i++) {
+            n = names[i]
+            printf "%-26s %-12s %-12s %8d\n", n, (n, "plain") in how ? how[n, "plain"] : "-",
+                   (n, "MPS") in how ? how[n, "MPS"] : "-", took[n, "plain"] + took[n, "MPS"]
+        }
+        printf "%-52s %8d\n", "all", all
+    }' "$work/table"
+echo "logs: $out"
 if [ $failed -ne 0 ]; then
     echo "FAILED"
     exit 1

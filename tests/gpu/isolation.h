@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the processes of gpu_isolation share.
+ *
+ * Owns:     nothing; the table is a shared mapping of the parent.
+ * Thread:   a process writes its own row; the parent writes `phase`, and reads the rows when the processes have ended.
+ * Lifetime: the parent's.
+ * Errors:   a failed check (require.h) in the process that saw it.
+ */
+#ifndef MLACAT_TESTS_ISOLATION_H
+#define MLACAT_TESTS_ISOLATION_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "histogram.h"
+
+#define ISOLATION_PROCESSES_MAX 32
+#define ISOLATION_STREAMS_MAX 64 /* of one process */
+
+/* Each is measured by itself. READY: the bad ones are being started. */
+enum isolation_phase {
+    ISOLATION_WARM_UP,
+    ISOLATION_ALONE,
+    ISOLATION_READY,
+    ISOLATION_TOGETHER,
+    ISOLATION_END,
+    ISOLATION_PHASES
+};
+
+struct isolation_times {
+    uint64_t max_ns;
+    struct histogram histogram;
+};
+
+struct isolation_row {
+    _Atomic int step;                                /* how often the process has met the others */
+    struct isolation_times client[ISOLATION_PHASES]; /* from before the send to after the receipt */
+    struct isolation_times daemon[ISOLATION_PHASES]; /* from the daemon's receipt to the end, as it says */
+};
+
+struct isolation {
+    const char *socket;
+    int processes;
+    int streams; /* of one process */
+    int depth;   /* calls that a process has in flight, each on another of its streams */
+    _Atomic int phase;
+    _Atomic uint64_t registrations; /* of the process that registers */
+    _Atomic uint64_t refusals;      /* of its requests: by the limit on the rate */
+    _Atomic uint64_t gated;         /* calls of the one that never signals */
+    struct isolation_row row[ISOLATION_PROCESSES_MAX];
+};
+
+struct isolation_process {
+    struct isolation *shared;
+    int index;
+};
+
+/* For child_start; each says when it is ready. `arg`: a struct isolation_process. */
+void isolation_good(void *arg);
+/* Calls that wait for an event that never comes, on as many streams as the others have. */
+void isolation_silent(void *arg);
+/* Registers and releases buffers, and has memory imported for single calls, as fast as it gets answers. */
+void isolation_registering(void *arg);
+
+#endif
