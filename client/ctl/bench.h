@@ -42,6 +42,7 @@ struct bench {
     struct mlacat_server_info server;
     struct exporter exporter;  /* on a GPU */
     struct bench_row imported; /* what the rows of imports share; without samples: not measured yet */
+    struct bench_row known;    /* likewise those of known allocations */
     struct echo echo[ECHO_PLACES];
     int echoes_nr;
     uint64_t budget_ns; /* of one row */

@@ -62,7 +62,7 @@ struct device_ops {
     const char *kind;
     /* The device has no engine of its own: calls move on only while somebody polls. */
     bool works_in_poll;
-    /* To open memory holds up the calls of others for a moment: a client may do so at a bounded rate only. */
+    /* An import holds up the calls of others for a moment: a client may have them at a bounded rate only. */
     bool import_holds_up;
 
     /* DEVICE_OK: *device is made and *info filled. DEVICE_NODEV: there is none, `err` says why. DEVICE_ERROR: stop the

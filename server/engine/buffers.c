@@ -66,7 +66,6 @@ static void run_import(struct control_job *job)
         buffer->error.code = MLACAT_OK;
     }
     buffer->took_ns = clock_now_ns() - start_ns;
-    job->was_free = buffer->info.known;
 }
 
 static void count_import(struct engine *engine, const struct buffer *buffer)

@@ -85,7 +85,7 @@ static void end_turn(struct control *control, struct control_job *job)
 {
     struct control_lane *lane = job->lane;
     lane->running = false;
-    if (job->is_import && !job->was_free) {
+    if (job->is_import) {
         token_bucket_take(&lane->imports, control->import_rate, clock_now_ns());
     }
     if (!list_empty(&lane->jobs)) {
@@ -157,10 +157,12 @@ void control_stop(struct control *control)
     pthread_mutex_destroy(&control->mutex);
 }
 
-/* With the mutex held. */
-static void tell(struct control *control)
+/* With the mutex held, which it gives back first: the thread that wakes shall not wait for it at once, and make this
+ * one, the loop, wake it again. */
+static void unlock_and_tell(struct control *control)
 {
     control->news = true;
+    pthread_mutex_unlock(&control->mutex);
     pthread_cond_signal(&control->posted);
 }
 
@@ -168,16 +170,14 @@ void control_set_import_rate(struct control *control, uint32_t imports_per_s)
 {
     pthread_mutex_lock(&control->mutex);
     control->import_rate.per_s = imports_per_s;
-    tell(control);
-    pthread_mutex_unlock(&control->mutex);
+    unlock_and_tell(control);
 }
 
 void control_hurry(struct control *control, struct control_lane *lane)
 {
     pthread_mutex_lock(&control->mutex);
     lane->hurried = true;
-    tell(control);
-    pthread_mutex_unlock(&control->mutex);
+    unlock_and_tell(control);
 }
 
 void control_post(struct control *control, struct control_job *job)
@@ -189,8 +189,7 @@ void control_post(struct control *control, struct control_job *job)
     if (!lane->running && list_empty(&lane->turn)) {
         list_append(&control->turns, &lane->turn);
     }
-    tell(control);
-    pthread_mutex_unlock(&control->mutex);
+    unlock_and_tell(control);
 }
 
 bool control_take(struct control *control)

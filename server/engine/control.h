@@ -44,8 +44,7 @@ struct control_job {
     void (*run)(struct control_job *job);  /* control thread */
     void (*done)(struct control_job *job); /* loop thread, after run; may free the job */
     struct control_lane *lane;             /* NULL: of nobody in particular */
-    bool is_import;                        /* counts against the lane's import rate, unless run sets: */
-    bool was_free;                         /* it cost next to nothing */
+    bool is_import;                        /* counts against the lane's import rate */
 };
 
 /* A mutex and a condition variable: nothing here is on the path of a call. The lists are as long as there are buffers,

@@ -129,6 +129,8 @@ struct call *stream_get_call(struct stream *stream)
     atomic_store_explicit(&call->claim, CALL_WAITING, memory_order_relaxed);
     call->imports_pending = 0;
     call->deadline_ns = 0;
+    call->gated_ns = 0;
+    call->ask_ns = 0;
     call->launched_ns = 0;
     call->ended_ns = 0;
     call->error.code = MLACAT_OK;

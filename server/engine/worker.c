@@ -14,6 +14,10 @@
 #define POLL_BATCH 32
 #define NAP_SLACK_NS 1000 /* the kernel's default would double a nap */
 
+/* A call is late by no more than an eighth of what it waited for its event anyway. */
+#define ASK_ALWAYS_NS 20000
+#define ASK_SHARE 8
+
 static void give_back(struct worker *worker, struct call *call)
 {
     list_append(&worker->ended, &call->queue_link);
@@ -67,14 +71,30 @@ static void lose_stream(struct worker *worker, struct stream *stream, const stru
     fail_all(worker, stream);
 }
 
-/* DEVICE_OK: the call waits for nothing any more, or was withdrawn. The event is a client's and may never come, so it
- * is asked for here and nothing of it is put on the device. */
+/* The event is a client's and may never come, so it is asked for here and nothing of it is put on the device. But to
+ * ask takes the driver's lock, which every launch needs: the longer a call has waited, the rarer. */
 static enum device_answer ask_event(struct worker *worker, struct call *call)
 {
-    if (!call->event || atomic_load_explicit(&call->claim, memory_order_relaxed) != CALL_WAITING) {
-        return DEVICE_OK;
+    uint64_t now_ns = clock_now_ns();
+    if (call->gated_ns == 0) {
+        call->gated_ns = now_ns;
     }
-    return worker->ops->event_query(call->event->device_event, &call->error);
+    if (now_ns < call->ask_ns) {
+        return DEVICE_AGAIN;
+    }
+    enum device_answer answer = worker->ops->event_query(call->event->device_event, &call->error);
+    uint64_t waited_ns = now_ns - call->gated_ns;
+    if (answer == DEVICE_AGAIN && waited_ns >= ASK_ALWAYS_NS) {
+        uint64_t pause_ns = waited_ns / ASK_SHARE;
+        call->ask_ns = now_ns + (pause_ns < WORKER_ASK_MOST_NS ? pause_ns : WORKER_ASK_MOST_NS);
+    }
+    return answer;
+}
+
+/* A call that was withdrawn waits for nothing any more. */
+static bool is_gated(const struct call *call)
+{
+    return call->event && atomic_load_explicit(&call->claim, memory_order_relaxed) == CALL_WAITING;
 }
 
 static enum device_answer submit(struct worker *worker, struct stream *stream, struct call *call)
@@ -94,8 +114,9 @@ static enum device_answer submit(struct worker *worker, struct stream *stream, s
     return answer;
 }
 
-/* Launches from the queue until it is empty, the device is full, or the first call waits for its event. */
-static void launch(struct worker *worker, struct stream *stream)
+/* Launches from the queue until it is empty, the device is full, or the first call waits for its event: then returns
+ * when that one is asked for again, else 0. */
+static uint64_t launch(struct worker *worker, struct stream *stream)
 {
     while (!list_empty(&stream->queue) && !(stream->full && !list_empty(&stream->launched))) {
         struct call *call = LIST_ENTRY(stream->queue.next, struct call, queue_link);
@@ -103,9 +124,9 @@ static void launch(struct worker *worker, struct stream *stream)
             clock_now_ns() >= call->deadline_ns) {
             call_withdraw(call, CALL_WITHDRAWN_DEADLINE);
         }
-        enum device_answer answer = ask_event(worker, call);
+        enum device_answer answer = is_gated(call) ? ask_event(worker, call) : DEVICE_OK;
         if (answer == DEVICE_AGAIN) {
-            return;
+            return call->ask_ns;
         }
         if (!call_take(call)) {
             give_back_withdrawn(worker, call);
@@ -115,7 +136,7 @@ static void launch(struct worker *worker, struct stream *stream)
             answer = submit(worker, stream, call);
         }
         if (answer == DEVICE_AGAIN) {
-            return;
+            return 0;
         }
         list_remove(&call->queue_link);
         if (answer == DEVICE_OK) {
@@ -125,6 +146,7 @@ static void launch(struct worker *worker, struct stream *stream)
             give_back(worker, call);
         }
     }
+    return 0;
 }
 
 static void reap(struct worker *worker, struct stream *stream)
@@ -170,6 +192,7 @@ static void drop_withdrawn(struct worker *worker, struct stream *stream)
 static bool drive(struct worker *worker, uint32_t withdrawn)
 {
     bool launched = false;
+    worker->look_ns = UINT64_MAX;
     struct list_node *node = worker->active.next;
     while (node != &worker->active) {
         struct stream *stream = LIST_ENTRY(node, struct stream, active_link);
@@ -180,13 +203,16 @@ static bool drive(struct worker *worker, uint32_t withdrawn)
         if (withdrawn != worker->withdrawn_seen) {
             drop_withdrawn(worker, stream);
         }
-        launch(worker, stream);
+        uint64_t look_ns = launch(worker, stream);
         if (!list_empty(&stream->launched)) {
             reap(worker, stream);
+            look_ns = 0;
         }
         launched |= !list_empty(&stream->launched);
         if (list_empty(&stream->launched) && list_empty(&stream->queue)) {
             list_remove(&stream->active_link);
+        } else if (look_ns < worker->look_ns) {
+            worker->look_ns = look_ns;
         }
         post_ended(worker);
     }
@@ -241,7 +267,9 @@ static void pause_round(struct worker *worker)
         doorbell_disarm(&worker->doorbell);
         return;
     }
-    doorbell_nap(&worker->doorbell, WORKER_NAP_NS);
+    /* Nothing but gated calls: until the first of them is asked for. */
+    bool is_later = worker->look_ns > now_ns + WORKER_NAP_NS;
+    doorbell_nap(&worker->doorbell, is_later ? worker->look_ns - now_ns : WORKER_NAP_NS);
 }
 
 static void *worker_main(void *arg)

@@ -5,7 +5,7 @@
  *
  * A device wakes nobody when it has finished. So a worker whose calls are under way looks again and again: without a
  * pause at first, and when nothing has happened for a while with naps between the looks; mail ends a nap. It sleeps
- * only without calls.
+ * only without calls. Nor does an event of a client's: a call that waits for one is asked for ever more rarely.
  *
  * Owns:     its thread, its two mailboxes, its doorbell, and the worker's part of its streams.
  * Thread:   worker_post, worker_take, worker_withdrawn: the loop thread.
@@ -25,8 +25,11 @@
 #include "doorbell.h"
 #include "loop_bell.h"
 
-/* How long a nap is. */
+/* How long a nap is while the device has calls. */
 #define WORKER_NAP_NS 50000
+/* How far apart the questions for an event are at most; so long is a nap of a worker with nothing but calls that wait
+ * for events. */
+#define WORKER_ASK_MOST_NS 1000000
 
 /* spin: awake while a stream is open; balanced: awake for spin_ns after the last event; sleep: sleeps, or naps, at
  * once. */
@@ -54,6 +57,7 @@ struct worker {
     bool posted;                                    /* worker: in this round; the loop must know */
     bool moved;                                     /* worker: in this round a call came, was launched, or ended */
     uint64_t moved_ns;                              /* worker: when that was last so */
+    uint64_t look_ns;                               /* worker: when a stream wants its next turn; 0: soon */
 };
 
 /* RESOURCE_EXHAUSTED: no thread, no descriptors. */

@@ -54,6 +54,8 @@ struct call {
 
     struct mail mail;            /* on its way between the two */
     struct list_node queue_link; /* worker: the stream's queue */
+    uint64_t gated_ns;           /* worker: since when it is first in its stream and waits for its event; 0: not yet */
+    uint64_t ask_ns;             /* worker: not before then is the event asked for again */
     uint64_t launched_ns;        /* worker; 0: never */
     uint64_t ended_ns;           /* worker */
     struct error error;          /* worker while SUBMITTED, else loop */

@@ -14,23 +14,22 @@
 #include "control.h"
 
 #define LANES 3
-#define JOBS_MAX 1000
+#define JOBS_MAX (CONTROL_IMPORT_BURST + 10)
 #define MS UINT64_C(1000000)
 #define RATE 1000 /* one import each millisecond */
 
 struct job {
     struct control_job job;
     char name;
-    bool free_of_charge;
 };
 
 static struct control control;
 static struct control_lane lanes[LANES];
 static struct loop_bell bell;
-static struct job jobs[JOBS_MAX + 10];
+static struct job jobs[JOBS_MAX];
 static uint32_t jobs_nr;
 static uint32_t done_nr;
-static char order[JOBS_MAX + 11]; /* names of the jobs as they ran */
+static char order[JOBS_MAX + 1]; /* names of the jobs as they ran */
 static _Atomic uint32_t ran_nr;
 static _Atomic bool gate_open;
 static _Atomic bool device_gone;
@@ -65,7 +64,6 @@ static void run(struct control_job *job)
     while (!gate_open) {
         sched_yield();
     }
-    job->was_free = mine->free_of_charge;
     order[ran_nr] = mine->name;
     ran_nr++;
 }
@@ -76,7 +74,7 @@ static void done(struct control_job *job)
     done_nr++;
 }
 
-static struct job *post(int lane, char name, bool is_import)
+static void post(int lane, char name, bool is_import)
 {
     struct job *job = &jobs[jobs_nr++];
     *job =
@@ -84,7 +82,6 @@ static struct job *post(int lane, char name, bool is_import)
                      .name = name};
     list_init(&job->job.link);
     control_post(&control, &job->job);
-    return job;
 }
 
 /* The alarm of main() ends a test that waits in vain. */
@@ -189,18 +186,6 @@ static void test_control_imports_of_a_lane_keep_the_rate(void **state)
     stop();
 }
 
-static void test_control_imports_without_cost_are_free(void **state)
-{
-    (void)state;
-    start(RATE, false);
-    for (int i = 0; i < JOBS_MAX; i++) {
-        post(0, 'a', true)->free_of_charge = true;
-    }
-    gate_open = true;
-    wait_for_jobs(JOBS_MAX);
-    stop();
-}
-
 static void fill_lane(void)
 {
     start(1, true);
@@ -257,7 +242,6 @@ int main(void)
         cmocka_unit_test(test_control_one_job_of_a_busy_client_goes_before),
         cmocka_unit_test(test_control_lanes_take_turns_and_keep_their_order),
         cmocka_unit_test(test_control_imports_of_a_lane_keep_the_rate),
-        cmocka_unit_test(test_control_imports_without_cost_are_free),
         cmocka_unit_test(test_control_holds_back_nothing_of_who_goes),
         cmocka_unit_test(test_control_new_rate_holds_at_once),
         cmocka_unit_test(test_control_stop_runs_what_is_held_back),

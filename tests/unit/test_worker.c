@@ -13,6 +13,7 @@
 
 #include "buffers.h"
 #include "clock.h"
+#include "events.h"
 #include "stream.h"
 #include "worker.h"
 
@@ -23,6 +24,10 @@ static struct {
     _Atomic uint32_t naps;
     _Atomic bool done;
     _Atomic bool long_naps; /* a nap ends only by a ring */
+    _Atomic uint64_t longest_nap_ns;
+    _Atomic uint64_t now_ns;    /* 0: what the clock says */
+    _Atomic uint32_t questions; /* for the event */
+    _Atomic bool came;          /* the event */
 } counts;
 
 static void *cookie; /* worker: of the call at the device */
@@ -30,9 +35,19 @@ static void *cookie; /* worker: of the call at the device */
 void __real_doorbell_nap(struct doorbell *doorbell, uint64_t ns);
 void __wrap_doorbell_nap(struct doorbell *doorbell, uint64_t ns);
 
+uint64_t __real_clock_now_ns(void);
+uint64_t __wrap_clock_now_ns(void);
+
+uint64_t __wrap_clock_now_ns(void)
+{
+    return counts.now_ns != 0 ? counts.now_ns : __real_clock_now_ns();
+}
+
 void __wrap_doorbell_nap(struct doorbell *doorbell, uint64_t ns)
 {
-    assert_int_equal(ns, WORKER_NAP_NS);
+    if (ns > counts.longest_nap_ns) {
+        counts.longest_nap_ns = ns;
+    }
     counts.naps++;
     __real_doorbell_nap(doorbell, counts.long_naps ? UINT64_C(3600000000000) : ns);
 }
@@ -62,7 +77,15 @@ static int poll_device(struct device_stream *stream, struct device_completion *d
     return 1;
 }
 
-static struct device_ops ops = {.submit = submit, .poll = poll_device};
+static enum device_answer query_event(struct device_event *event, struct error *err)
+{
+    (void)event;
+    (void)err;
+    counts.questions++;
+    return counts.came ? DEVICE_OK : DEVICE_AGAIN;
+}
+
+static struct device_ops ops = {.submit = submit, .poll = poll_device, .event_query = query_event};
 static struct loop_bell bell;
 static struct worker worker;
 static struct stream stream;
@@ -131,6 +154,7 @@ static void test_worker_naps_between_looks_at_a_busy_device(void **state)
     wait_for_polls(LOOKS);
     /* The first and the last look may be cut off. */
     assert_true(clock_now_ns() - start_ns >= (LOOKS - 2) * (uint64_t)WORKER_NAP_NS);
+    assert_int_equal(counts.longest_nap_ns, WORKER_NAP_NS);
     finish();
 }
 
@@ -193,6 +217,89 @@ static void test_worker_does_not_nap(void **state)
     }
 }
 
+/* ------------------------------------------------------------------------------- calls that wait for an event */
+
+#define START_NS UINT64_C(1000000000)
+
+static void wait_for_rounds(void)
+{
+    uint64_t before = worker.heartbeat;
+    while (worker.heartbeat < before + LOOKS) {
+        sched_yield();
+    }
+}
+
+/* The time goes on by `ns`, and the worker makes rounds; returns how often it asks in these. */
+static uint32_t questions_after(uint64_t ns)
+{
+    uint32_t before = counts.questions;
+    counts.now_ns += ns;
+    wait_for_rounds();
+    return counts.questions - before;
+}
+
+/* `call` waits for the event, since START_NS. */
+static void start_gated(struct call *call)
+{
+    static struct event event;
+    start(WORKER_POLL_BALANCED, false);
+    counts.now_ns = START_NS;
+    call->event = &event;
+    post(call);
+    while (counts.questions == 0) {
+        sched_yield();
+    }
+}
+
+static void test_worker_asks_for_an_event_ever_more_rarely(void **state)
+{
+    (void)state;
+    start_gated(&calls[0]);
+    assert_true(questions_after(0) >= LOOKS - 1);
+    assert_in_range(questions_after(80000), 1, 2); /* a round may have read the clock before */
+    assert_int_equal(questions_after(80000 / 8 - 1), 0);
+    assert_int_equal(questions_after(1), 1);
+    assert_int_equal(questions_after(100 * (uint64_t)WORKER_ASK_MOST_NS), 1);
+    assert_int_equal(questions_after(WORKER_ASK_MOST_NS - 1), 0);
+    assert_int_equal(questions_after(1), 1);
+    assert_int_equal(counts.polls, 0);
+    counts.came = true;
+    counts.now_ns += WORKER_ASK_MOST_NS;
+    finish();
+}
+
+static void test_worker_naps_until_it_asks_again(void **state)
+{
+    (void)state;
+    start_gated(&calls[0]);
+    questions_after(100 * (uint64_t)WORKER_ASK_MOST_NS);
+    while (counts.longest_nap_ns < WORKER_ASK_MOST_NS) {
+        sched_yield();
+    }
+    assert_int_equal(counts.longest_nap_ns, WORKER_ASK_MOST_NS);
+    counts.came = true;
+    counts.now_ns += WORKER_ASK_MOST_NS;
+    finish();
+}
+
+/* The clock stands still: nothing but the withdrawal can end it, and the call behind it. */
+static void test_worker_withdrawn_call_waits_for_no_question(void **state)
+{
+    (void)state;
+    start_gated(&calls[0]);
+    questions_after(100 * (uint64_t)WORKER_ASK_MOST_NS);
+    counts.long_naps = true;
+    counts.done = true;
+    assert_true(call_withdraw(&calls[0], CALL_WITHDRAWN_CANCEL));
+    worker_withdrawn(&worker);
+    assert_ptr_equal(wait_for_call(), &calls[0]);
+    assert_int_equal(calls[0].error.code, MLACAT_CANCELLED);
+    post(&calls[1]);
+    assert_ptr_equal(wait_for_call(), &calls[1]);
+    assert_int_equal(calls[1].error.code, MLACAT_OK);
+    worker_stop(&worker);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -200,6 +307,9 @@ int main(void)
         cmocka_unit_test(test_worker_mail_ends_a_nap),
         cmocka_unit_test(test_worker_withdrawal_ends_a_nap),
         cmocka_unit_test(test_worker_does_not_nap),
+        cmocka_unit_test(test_worker_asks_for_an_event_ever_more_rarely),
+        cmocka_unit_test(test_worker_naps_until_it_asks_again),
+        cmocka_unit_test(test_worker_withdrawn_call_waits_for_no_question),
     };
     alarm(50);
     return cmocka_run_group_tests(tests, NULL, NULL);
