@@ -11,14 +11,23 @@
 #define PIPE_VARIABLE "CUDA_MPS_PIPE_DIRECTORY"
 #define PIPE_DEFAULT "/tmp/nvidia-mps"
 #define PIPE_BYTES 256
+#define CONNECTIONS_VARIABLE "CUDA_DEVICE_MAX_CONNECTIONS"
+#define CONNECTIONS_DEFAULT "32" /* the daemon's own */
 
 static void check_mode(struct doctor *doctor)
 {
+    char connections[16] = CONNECTIONS_DEFAULT;
+    bool readable;
+
+    doctor_daemon_variable(doctor, CONNECTIONS_VARIABLE, connections, sizeof(connections), &readable);
     if (doctor->mps) {
         doctor_found(doctor, "mps", DOCTOR_OK,
                      "on: a call costs what it costs in its own process, and the clients of a GPU share their fate: "
                      "one that is killed while a kernel of it runs on for more than about 2 ms takes all others along, "
-                     "mlacatd too, which then starts anew");
+                     "mlacatd too, which then starts anew. All share about 100 connections to the GPU, of which "
+                     "mlacatd takes %s: if others get OUT_OF_MEMORY at their start, give its unit a lower "
+                     "Environment=" CONNECTIONS_VARIABLE,
+                     connections);
         return;
     }
     doctor_found(doctor, "mps", DOCTOR_WARN,

@@ -281,15 +281,17 @@ void faults_use_second_as_first(void *arg)
     raw_close(&raw);
 }
 
+static FILE *refused; /* what the client of faults_is_served said when it was not */
+
 static void run_one_call(void *arg)
 {
     struct faults *faults = arg;
     struct raw raw;
     char uuid[SHARE_UUID_BYTES];
     char reason[256];
-    if (!share_open(uuid, reason, sizeof(reason)) || access(faults->socket, F_OK) != 0) {
-        _exit(1);
-    }
+    REQUIRE(dup2(fileno(refused), STDERR_FILENO) >= 0); /* that it is not served yet is no failure */
+    REQUIRE(share_open(uuid, reason, sizeof(reason)), "%s", reason);
+    REQUIRE(access(faults->socket, F_OK) == 0);
     make_memory();
     raw_open(&raw, faults->socket);
     run_one(&raw, uuid);
@@ -300,8 +302,16 @@ bool faults_is_served(struct faults *faults)
 {
     struct child client;
     int status = 0;
+    refused = tmpfile();
+    REQUIRE(refused != NULL);
     child_start(&client, run_one_call, faults);
     REQUIRE(waitpid(client.pid, &status, 0) == client.pid);
     close(client.ready_fd);
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    bool served = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    rewind(refused);
+    while (!served && fgets(faults->reason, sizeof(faults->reason), refused) != NULL) {
+        /* The last line says why it ended. */
+    }
+    fclose(refused);
+    return served;
 }

@@ -23,7 +23,7 @@
 struct faults {
     int devices;
     char uuid[FAULTS_DEVICES_MAX][SHARE_UUID_BYTES];
-    char reason[256]; /* why there is no device */
+    char reason[256]; /* why there is no device, or no service */
     char socket[128];
     _Atomic bool stop;
     _Atomic uint64_t raw_calls;     /* right ones */
@@ -60,7 +60,7 @@ void faults_free_and_stay(struct faults *faults, struct share *large);
 void faults_use_both(void *arg);
 void faults_use_second_as_first(void *arg);
 
-/* In the parent: one call by a new process has been done. */
+/* In the parent: one call by a new process has been done; false: `reason` says why not. */
 bool faults_is_served(struct faults *faults);
 
 #endif

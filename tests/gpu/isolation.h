@@ -17,6 +17,8 @@
 
 #define ISOLATION_PROCESSES_MAX 32
 #define ISOLATION_STREAMS_MAX 64 /* of one process */
+#define ISOLATION_METERS 4
+#define ISOLATION_TEXT_BYTES 200
 
 /* Each is measured by itself. READY: the bad ones are being started. */
 enum isolation_phase {
@@ -45,10 +47,12 @@ struct isolation {
     int streams; /* of one process */
     int depth;   /* calls that a process has in flight, each on another of its streams */
     _Atomic int phase;
-    _Atomic uint64_t registrations; /* of the process that registers */
-    _Atomic uint64_t refusals;      /* of its requests: by the limit on the rate */
-    _Atomic uint64_t gated;         /* calls of the one that never signals */
+    _Atomic uint64_t registrations;     /* of the process that registers; a call with its own memory counts as one */
+    _Atomic uint64_t refusals;          /* of its requests: RESOURCE_EXHAUSTED */
+    char refusal[ISOLATION_TEXT_BYTES]; /* what the daemon said to the last of them */
+    _Atomic uint64_t gated;             /* calls of the one that never signals */
     struct isolation_row row[ISOLATION_PROCESSES_MAX];
+    struct isolation_times machine[ISOLATION_METERS][ISOLATION_PHASES]; /* how much longer than asked for they slept */
 };
 
 struct isolation_process {
@@ -56,11 +60,19 @@ struct isolation_process {
     int index;
 };
 
+static inline void isolation_note(struct isolation_times *times, uint64_t ns)
+{
+    histogram_add(&times->histogram, ns);
+    times->max_ns = ns > times->max_ns ? ns : times->max_ns;
+}
+
 /* For child_start; each says when it is ready. `arg`: a struct isolation_process. */
 void isolation_good(void *arg);
 /* Calls that wait for an event that never comes, on as many streams as the others have. */
 void isolation_silent(void *arg);
 /* Registers and releases buffers, and has memory imported for single calls, as fast as it gets answers. */
 void isolation_registering(void *arg);
+/* A few threads that only sleep, for a moment each time. */
+void isolation_machine(void *arg);
 
 #endif

@@ -67,11 +67,14 @@ void isolation_silent(void *arg)
     child_park();
 }
 
-/* A refusal by the limit on the rate is what is wanted; anything else is not. */
+/* A refusal for want of room may come: of one that frees and registers faster than the daemon closes what was freed. */
 static bool took(struct isolation *shared, const struct outcome *outcome)
 {
     REQUIRE(outcome->code == STATUS_OK || outcome->code == STATUS_RESOURCE_EXHAUSTED, "%s", outcome->message);
     atomic_fetch_add(outcome->code == STATUS_OK ? &shared->registrations : &shared->refusals, 1);
+    if (outcome->code != STATUS_OK) {
+        snprintf(shared->refusal, sizeof(shared->refusal), "%.*s", (int)sizeof(shared->refusal) - 1, outcome->message);
+    }
     return outcome->code == STATUS_OK;
 }
 

@@ -92,12 +92,6 @@ static const Mlacat__V1__Completions *receive(void)
 
 /* -------------------------------------------------------------------------------------------------------- measuring */
 
-static void note(struct isolation_times *times, uint64_t ns)
-{
-    histogram_add(&times->histogram, ns);
-    times->max_ns = ns > times->max_ns ? ns : times->max_ns;
-}
-
 /* Takes one packet; returns how many calls ended. */
 static int take_completions(struct isolation_row *row, int phase)
 {
@@ -106,8 +100,8 @@ static int take_completions(struct isolation_row *row, int phase)
     for (size_t i = 0; i < done->n_completions; i++) {
         const Mlacat__V1__Completion *one = done->completions[i];
         REQUIRE(!one->status, "%s", one->status->message);
-        note(&row->client[phase], now_ns - good.sent_ns[one->call_id]);
-        note(&row->daemon[phase], one->queue_ns + one->device_ns);
+        isolation_note(&row->client[phase], now_ns - good.sent_ns[one->call_id]);
+        isolation_note(&row->daemon[phase], one->queue_ns + one->device_ns);
     }
     return (int)done->n_completions;
 }

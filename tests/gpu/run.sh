@@ -4,7 +4,8 @@
 # run.sh [--only WORDS] [--isolation SECONDS] [--bench]
 #
 # Tests the kernels and the service on this machine's GPU, everything but the kernels themselves without and with a
-# private MPS daemon, in less than 5 minutes. A table at the end says how each step went.
+# private MPS daemon, in less than 5 minutes: what is not about time runs side by side. A table at the end says how each
+# step went.
 #
 #   --only WORDS           only the steps whose name contains them: "isolation", "MPS system", "plain faults two_gpus"
 #   --isolation SECONDS    how long the well-behaved clients are measured beside the bad ones (default 12; the figures
@@ -58,10 +59,13 @@ export XDG_RUNTIME_DIR="$work" # where the daemon of `serve` and its clients mee
 unset MLACAT_SOCKET
 mkdir "$XDG_CACHE_HOME"
 : >"$work/table"
+: >"$work/started"
+all_began=$(date +%s)
 failed=0
 mode=plain
 mps=''
 daemon_pid=''
+started_pids=''
 
 stop_mps() {
     if [ -n "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then
@@ -77,7 +81,9 @@ start_mps() {
 }
 
 cleanup() {
-    [ -n "$daemon_pid" ] && kill "$daemon_pid" 2>/dev/null
+    for pid in $daemon_pid $started_pids; do
+        kill "$pid" 2>/dev/null
+    done
     stop_mps
     rm -rf "$work"
 }
@@ -95,47 +101,84 @@ note() { # name, how it went, seconds
     printf '%s|%s|%s|%s\n' "$1" "$mode" "$2" "$3" >>"$work/table"
 }
 
-# Runs one step. Its output goes to a log; of a step that failed the end of it is shown, of one that measures all.
-step() { # show | quiet, name, seconds at most, command ...
-    show=$1
-    name=$2
-    limit=$3
-    shift 3
-    wanted "$name" || return 0
-    log=$out/$(echo "$mode $name" | tr ' ' '_').log
+log_of() { # name
+    echo "$out/$(echo "$mode $1" | tr ' ' '_').log"
+}
+
+# Leaves what the command printed in its log, and its status and its seconds in a file of $work.
+perform() { # name, seconds at most, command ...
+    log=$(log_of "$1")
+    limit=$2
+    shift 2
     began=$(date +%s)
     timeout -k 2 "$limit" "$@" </dev/null >"$log" 2>&1
-    rc=$?
-    took=$(($(date +%s) - began))
+    echo "$? $(($(date +%s) - began))" >"$work/end_$(basename "$log")"
+}
+
+# Says how a step went that has ended. Of one that failed the end of its log is shown, of one that measures all.
+tell() { # show | quiet, name
+    log=$(log_of "$2")
+    read -r rc took <"$work/end_$(basename "$log")"
     case $rc in
     0) how=ok ;;
     77) how=skipped ;;
     124 | 137) how="TIMEOUT" ;;
     *) how="FAILED $rc" ;;
     esac
-    note "$name" "$how" "$took"
-    echo "== $mode: $name: $how, $took s"
+    note "$2" "$how" "$took"
+    echo "== $mode: $2: $how, $took s"
     if [ "$rc" -ne 0 ] && [ "$rc" -ne 77 ]; then
         failed=1
         grep -v '^\[ *\(RUN\|OK\|  *OK\) *\]' "$log" | grep -v 'level=info' | tail -n 25 | cut -c 1-400 | sed 's/^/   /'
-    elif [ "$show" = show ]; then
+    elif [ "$1" = show ]; then
         grep -v '^time=' "$log" | sed 's/^/   /'
     else
         grep -E '^ *(left out|SKIPPED)' "$log" | sed 's/^/   /'
     fi
 }
 
-# What the service does, in the mode that the machine is in.
+step() { # show | quiet, name, seconds at most, command ...
+    wanted "$2" || return 0
+    show=$1
+    shift
+    perform "$@"
+    tell "$show" "$1"
+}
+
+# A step that is not about time: it runs beside the others that were started, until `finish`.
+start() { # name, seconds at most, command ...
+    wanted "$1" || return 0
+    perform "$@" &
+    started_pids="$started_pids $!"
+    echo "$1" >>"$work/started"
+}
+
+finish() {
+    # shellcheck disable=SC2086 # many words
+    [ -z "$started_pids" ] || wait $started_pids
+    started_pids=''
+    while read -r started; do
+        tell quiet "$started"
+    done <"$work/started"
+    : >"$work/started"
+}
+
+# What the service does, in the mode that the machine is in. Under MPS processes share about a hundred connections to
+# the GPU, of which a daemon takes 32: those that run beside each other take 4.
 service() {
-    for part in calls ops; do
-        step quiet "contract $part" 60 contract_gpu_$part
-    done
-    step quiet "service" 60 gpu_service ops chunks lies new_memory give_back library watch events death
     [ -n "${MLACAT_FAKE_CUDA:-}" ] || step show "service speed" 60 gpu_service speed
-    for suite in calls order client_death drain limits buffers restart; do
-        step quiet "system $suite" 120 env MLACAT_TEST_DEVICE=cuda "system_$suite"
+    for part in calls ops; do
+        start "contract $part" 120 env CUDA_DEVICE_MAX_CONNECTIONS=4 contract_gpu_$part
     done
-    step quiet "mlacatctl" 120 ctl_cuda
+    start "service" 120 env MLACAT_TEST_CONNECTIONS=4 \
+        gpu_service ops chunks lies new_memory give_back library watch events death
+    for suite in calls client_death drain limits buffers restart; do
+        start "system $suite" 120 env MLACAT_TEST_DEVICE=cuda MLACAT_TEST_CONNECTIONS=4 "system_$suite"
+    done
+    start "mlacatctl" 120 env MLACAT_TEST_CONNECTIONS=4 ctl_cuda
+    finish
+    # Alone: it looks at calls while a long one runs, which on a machine that is busy ends before it looks.
+    step quiet "system order" 120 env MLACAT_TEST_DEVICE=cuda system_order
     for case in neighbour daemon_killed give_back out_of_memory two_gpus; do
         step show "faults $case" 60 gpu_faults $case
     done
@@ -171,14 +214,15 @@ measure() {
     fi
 }
 
-step quiet "kernel matrix" 150 kernel_matrix . all
+start "kernel matrix" 150 kernel_matrix . all
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 if [ -x "$sanitizer" ]; then
-    step quiet "kernel matrix, memcheck" 150 "$sanitizer" --tool memcheck --error-exitcode 9 \
+    start "kernel matrix, memcheck" 150 "$sanitizer" --tool memcheck --error-exitcode 9 \
         "$programs/kernel_matrix" . tight
 else
     echo "left out: compute-sanitizer is not installed"
 fi
+finish
 service
 if $bench; then
     measure
@@ -203,9 +247,9 @@ if [ ! -s "$work/table" ]; then
     exit 2
 fi
 echo
-awk -F '|' '
+awk -F '|' -v all=$(($(date +%s) - all_began)) '
     !($1 in seen) { seen[$1] = ++nr; names[nr] = $1 }
-    { how[$1, $2] = $3; took[$1, $2] = $4; all += $4 }
+    { how[$1, $2] = $3; took[$1, $2] = $4 }
     END {
         printf "%-26s %-12s %-12s %8s\n", "step", "no MPS", "MPS", "seconds"
         for (i = 1; i <= nr; i++) {
@@ -213,7 +257,7 @@ awk -F '|' '
             printf "%-26s %-12s %-12s %8d\n", n, (n, "plain") in how ? how[n, "plain"] : "-",
                    (n, "MPS") in how ? how[n, "MPS"] : "-", took[n, "plain"] + took[n, "MPS"]
         }
-        printf "%-52s %8d\n", "all", all
+        printf "%-52s %8d\n", "all, some beside each other", all
     }' "$work/table"
 echo "logs: $out"
 if [ $failed -ne 0 ]; then

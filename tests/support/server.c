@@ -57,6 +57,18 @@ static void be_watched(void)
     }
 }
 
+/* share.c has set them for its own process; the daemon takes what it wants by itself, unless the test's environment
+ * knows of others beside it (tests/gpu/run.sh). */
+static void set_connections(void)
+{
+    const char *connections = getenv("MLACAT_TEST_CONNECTIONS");
+    if (connections) {
+        setenv("CUDA_DEVICE_MAX_CONNECTIONS", connections, 1);
+    } else {
+        unsetenv("CUDA_DEVICE_MAX_CONNECTIONS");
+    }
+}
+
 __attribute__((noreturn)) static void run_program(const struct server *server, pid_t parent)
 {
     char pid_text[16];
@@ -82,7 +94,7 @@ __attribute__((noreturn)) static void run_program(const struct server *server, p
         setenv("WATCHDOG_USEC", server->watchdog_us, 1);
     }
     be_watched();
-    unsetenv("CUDA_DEVICE_MAX_CONNECTIONS"); /* share.c has set it for its own process */
+    set_connections();
     execl(server_program(), "mlacatd", "--config", server->config, (char *)NULL);
     _exit(127);
 }

@@ -28,6 +28,8 @@ struct server {
     const char *watchdog_us;
 };
 
+/* MLACAT_TEST_CONNECTIONS in the environment: the daemon's CUDA_DEVICE_MAX_CONNECTIONS. */
+
 /* The program under test; the environment variable MLACATD names another one. */
 const char *server_program(void);
 

@@ -313,7 +313,7 @@ static void test_doctor_mps_and_its_user(void **state)
     snprintf(folder, sizeof(folder), "%s/mps", cache);
     REQUIRE(mkdir(folder, 0700) == 0);
     run_checks("MLACAT_FAKE_CUDA=attribute=133:1", server, DONE);
-    expect_finding("mps", "OK", "on: ");
+    expect_finding("mps", "OK", "mlacatd takes 32: ");
     char environment[256];
     snprintf(environment, sizeof(environment), "MLACAT_FAKE_CUDA=attribute=133:1 CUDA_MPS_PIPE_DIRECTORY=%s", folder);
     run_checks(environment, server, FAILED);
@@ -321,8 +321,11 @@ static void test_doctor_mps_and_its_user(void **state)
 
     server_drain(server);
     setenv("CUDA_MPS_PIPE_DIRECTORY", folder, 1);
+    setenv("MLACAT_TEST_CONNECTIONS", "8", 1);
     server_run(server);
+    unsetenv("MLACAT_TEST_CONNECTIONS");
     run_checks("MLACAT_FAKE_CUDA=attribute=133:1", server, DONE);
+    expect_finding("mps", "OK", "mlacatd takes 8: ");
     expect_finding("mps.user", "OK", "this process and mlacatd run as uid");
     if (chown(folder, OTHER_UID, OTHER_UID) == 0) { /* only root can */
         run_checks("MLACAT_FAKE_CUDA=attribute=133:1", server, FAILED);
