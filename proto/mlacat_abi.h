@@ -1,18 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Layout of the shared-memory ring of one stream: types and asserted offsets, no function.
+ * Layout of the shared-memory rings: types and asserted offsets, no function. mlacat_ring.h has the rules of who reads
+ * and writes which word in which order.
  *
- * Two memfds, both made and sized by the daemon and passed with StreamOpened when both sides speak the ring:
- *   C  the client writes, the daemon reads: struct mlacat_ring_client, then the submission entries. To the daemon it is
- *      untrusted input: every word is read once, copied, checked, used from the copy.
- *   D  the daemon writes, the client maps it read-only (sealed with F_SEAL_FUTURE_WRITE): struct mlacat_ring_daemon,
- *      then the completion entries.
- * Offsets of the arrays, the number of entries (a power of two) and the feature bits are told in the StreamOpened
- * message and not compiled in, so that the layout can grow. Indices count up for ever and wrap at 2^32; the entry of an
- * index is index & (entries - 1). Every word that one side polls while the other writes stands on a 128-byte line of
- * its own (processors fetch pairs of lines). All numbers are in host byte order: both sides are one machine.
+ * A stream with a ring takes its calls from shared memory instead of packets. All rings of a connection stand in two
+ * memfds, both made and sized by the daemon and passed with RingsOpened:
+ *   C  the client writes, the daemon reads: a struct mlacat_ring_client for each ring, then their submission entries.
+ *      To the daemon it is untrusted input: every word is read once, copied, checked, used from the copy.
+ *   D  the daemon writes, the client maps it read-only (sealed with F_SEAL_FUTURE_WRITE): a struct mlacat_ring_daemon
+ *      for each ring, then their completion entries, then the texts of completions that are not OK.
+ * Offsets, the number of entries (a power of two) and the feature bits are told in the RingsOpened message and not
+ * compiled in, so that the layout can grow. Indices count up for ever and wrap at 2^32; the entry of an index is
+ * index & (entries - 1). Every word that one side polls while the other writes stands on a 128-byte line of its own
+ * (processors fetch pairs of lines). All numbers are in host byte order: both sides are one machine.
  *
- * Version 1 of the protocol has no feature bit for the ring yet: nothing sends these pages.
+ * The sequence number of a call is how many entries were submitted on its stream up to and with it: 1 for the first,
+ * 64 bits wide, known to both sides without being told. It is what the fence words hold.
  */
 #ifndef MLACAT_ABI_H
 #define MLACAT_ABI_H
@@ -30,6 +33,7 @@
 
 #define MLACAT_ABI_LINE 128u
 #define MLACAT_ABI_OPERANDS 3u
+#define MLACAT_ABI_MESSAGE_BYTES 256u
 
 /* A buffer as BufferRef of mlacat.proto. */
 struct mlacat_ring_buffer {
@@ -55,10 +59,16 @@ struct mlacat_ring_submission {
     uint64_t reserved[4];                   /* zero */
 };
 
-#define MLACAT_RING_SUBMIT_READY (1u << 0) /* gated by `ready` */
-#define MLACAT_RING_SUBMIT_DONE \
-    (1u << 1) /* the device writes the call's sequence number into the stream's `done` word */
+/* Launch when the stream's `ready` word has reached `ready` (as a signed difference: it may wrap). */
+#define MLACAT_RING_SUBMIT_READY (1u << 0)
+/* When the call has ended, also when it failed, its sequence number is written into the stream's `done` word, in
+ * order. */
+#define MLACAT_RING_SUBMIT_DONE (1u << 1)
+/* Not a call: asks to drop the call whose id is in `ready`, if it is not launched. `call_id` is that of the request,
+ * which gets a completion of its own: OK, NOT_FOUND or FAILED_PRECONDITION (launched: it will finish). */
+#define MLACAT_RING_SUBMIT_CANCEL (1u << 2)
 
+/* How a call ended. When status is not OK the text at the same index of the texts says why, NUL-terminated. */
 struct mlacat_ring_completion {
     uint64_t call_id;
     uint16_t status; /* mlacat_status.def */
@@ -68,23 +78,26 @@ struct mlacat_ring_completion {
     uint64_t device_ns;
 };
 
-/* Start of page C. */
+/* One ring in page C. */
 struct mlacat_ring_client {
     MLACAT_ABI_ALIGN(128) uint32_t submit_tail;   /* client: entries written; daemon polls */
     MLACAT_ABI_ALIGN(128) uint32_t complete_head; /* client: completions read; daemon reads when it may be full */
     MLACAT_ABI_ALIGN(128)
-    uint32_t waiting; /* client: 1 before it parks on the futex `waiting`; daemon wakes, never trusts it */
+    uint32_t waiting;                     /* client: 1 while it sleeps on the futex complete_tail, or is about to */
     MLACAT_ABI_ALIGN(128) uint64_t ready; /* client, or its GPU: value reached by the work that calls wait for */
     MLACAT_ABI_ALIGN(128)
-    uint64_t done; /* daemon, or its GPU: sequence number that a client GPU waits for; never read back */
+    uint64_t done; /* daemon, or its GPU: sequence number that a client's GPU waits for; never read back */
 };
 
-/* Start of page D. */
+/* One ring in page D. */
 struct mlacat_ring_daemon {
     MLACAT_ABI_ALIGN(128) uint32_t submit_head;   /* daemon: entries taken; client reads when the ring may be full */
-    MLACAT_ABI_ALIGN(128) uint32_t complete_tail; /* daemon: completions written; client polls */
-    MLACAT_ABI_ALIGN(128) uint32_t sleeping; /* daemon: 1 when the worker must be woken through the doorbell eventfd */
-    MLACAT_ABI_ALIGN(128) uint64_t fence;    /* device: sequence number of the last call whose output is written */
+    MLACAT_ABI_ALIGN(128) uint32_t complete_tail; /* daemon: completions written; client polls, and sleeps on it */
+    MLACAT_ABI_ALIGN(128) uint32_t sleeping;      /* daemon: 1 when the worker must be woken through the doorbell */
+    /* device: sequence number of the last call whose output is written. All calls up to it have ended, and those that
+     * failed are counted in `failed`. */
+    MLACAT_ABI_ALIGN(128) uint64_t fence;
+    uint32_t failed; /* daemon: calls that did not end OK; counted before the fence passes them */
 };
 
 MLACAT_ABI_ASSERT(sizeof(struct mlacat_ring_submission) == 192, "a submission entry is 192 bytes");
@@ -119,6 +132,7 @@ MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_daemon, submit_head) == 0, "layout
 MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_daemon, complete_tail) == 128, "layout");
 MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_daemon, sleeping) == 256, "layout");
 MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_daemon, fence) == 384, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_daemon, failed) == 392, "layout");
 MLACAT_ABI_ASSERT(sizeof(struct mlacat_ring_daemon) == 512, "layout");
 
 #endif

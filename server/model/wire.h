@@ -49,6 +49,7 @@ enum wire_kind {
     WIRE_SET_LOG_LEVEL,
     WIRE_REGISTER_EVENT,
     WIRE_UNREGISTER_EVENT,
+    WIRE_OPEN_RINGS,
     WIRE_KINDS
 };
 
@@ -74,6 +75,7 @@ struct wire_message {
         struct wire_ref unregister_buffer;
         struct {
             char device_uuid[WIRE_UUID_BYTES];
+            bool ring;
         } open_stream;
         struct wire_ref close_stream;
         struct {
@@ -178,7 +180,24 @@ size_t wire_encode_welcome(uint8_t *bytes, const struct wire_welcome *welcome);
 size_t wire_encode_answer(uint8_t *bytes, uint64_t request_id, const struct error *err);
 size_t wire_encode_buffer_registered(uint8_t *bytes, uint64_t request_id, struct wire_ref buffer, uint64_t size_bytes);
 size_t wire_encode_event_registered(uint8_t *bytes, uint64_t request_id, struct wire_ref event);
-size_t wire_encode_stream_opened(uint8_t *bytes, uint64_t request_id, struct wire_ref stream, uint32_t calls);
+/* `ring` NULL: its calls come by packets. */
+size_t wire_encode_stream_opened(uint8_t *bytes, uint64_t request_id, struct wire_ref stream, uint32_t calls,
+                                 const uint32_t *ring);
+
+/* The members of RingsOpened. */
+struct wire_rings {
+    uint32_t rings;
+    uint32_t entries;
+    uint64_t client_bytes;
+    uint64_t daemon_bytes;
+    uint32_t client_stride;
+    uint32_t daemon_stride;
+    uint64_t submissions_offset;
+    uint64_t completions_offset;
+    uint64_t messages_offset;
+};
+
+size_t wire_encode_rings_opened(uint8_t *bytes, uint64_t request_id, const struct wire_rings *rings);
 
 struct wire_completion {
     struct wire_ref stream;

@@ -47,6 +47,7 @@ static const char *const kind_names[WIRE_KINDS] = {
     [WIRE_SET_LOG_LEVEL] = "SetLogLevel",
     [WIRE_REGISTER_EVENT] = "RegisterEvent",
     [WIRE_UNREGISTER_EVENT] = "UnregisterEvent",
+    [WIRE_OPEN_RINGS] = "OpenRings",
 };
 
 const char *wire_kind_name(enum wire_kind kind)
@@ -273,6 +274,7 @@ static bool find_kind(Mlacat__V1__Envelope__BodyCase body, enum wire_kind *kind)
         [MLACAT__V1__ENVELOPE__BODY_SET_LOG_LEVEL] = WIRE_SET_LOG_LEVEL,
         [MLACAT__V1__ENVELOPE__BODY_REGISTER_EVENT] = WIRE_REGISTER_EVENT,
         [MLACAT__V1__ENVELOPE__BODY_UNREGISTER_EVENT] = WIRE_UNREGISTER_EVENT,
+        [MLACAT__V1__ENVELOPE__BODY_OPEN_RINGS] = WIRE_OPEN_RINGS,
     };
     /* Field 1 of Envelope is no body: the table is dense from Hello on. */
     if (body < MLACAT__V1__ENVELOPE__BODY_HELLO || body >= sizeof(kinds)) {
@@ -313,6 +315,7 @@ static enum mlacat_status read_body(struct wire_decoder *decoder, const Mlacat__
         return MLACAT_OK;
     case WIRE_OPEN_STREAM:
         read_text(envelope->open_stream->device_uuid, message->open_stream.device_uuid, WIRE_UUID_BYTES);
+        message->open_stream.ring = envelope->open_stream->ring;
         return MLACAT_OK;
     case WIRE_CLOSE_STREAM:
         message->close_stream = READ_REF(envelope->close_stream->stream);
@@ -336,7 +339,7 @@ static enum mlacat_status read_body(struct wire_decoder *decoder, const Mlacat__
     case WIRE_UNREGISTER_EVENT:
         message->unregister_event = READ_REF(envelope->unregister_event->event);
         return MLACAT_OK;
-    default: /* StatsRequest, HealthRequest and Drain say nothing more */
+    default: /* StatsRequest, HealthRequest, Drain and OpenRings say nothing more */
         return MLACAT_OK;
     }
 }

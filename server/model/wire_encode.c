@@ -164,7 +164,8 @@ size_t wire_encode_event_registered(uint8_t *bytes, uint64_t request_id, struct 
     return mlacat__v1__envelope__pack(&envelope, bytes);
 }
 
-size_t wire_encode_stream_opened(uint8_t *bytes, uint64_t request_id, struct wire_ref stream, uint32_t calls)
+size_t wire_encode_stream_opened(uint8_t *bytes, uint64_t request_id, struct wire_ref stream, uint32_t calls,
+                                 const uint32_t *ring)
 {
     Mlacat__V1__StreamOpened body = MLACAT__V1__STREAM_OPENED__INIT;
     Mlacat__V1__StreamRef ref = MLACAT__V1__STREAM_REF__INIT;
@@ -174,9 +175,31 @@ size_t wire_encode_stream_opened(uint8_t *bytes, uint64_t request_id, struct wir
     ref.generation = stream.generation;
     body.stream = &ref;
     body.calls = calls;
+    body.has_ring = ring != NULL;
+    body.ring = ring != NULL ? *ring : 0;
     envelope.request_id = request_id;
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED;
     envelope.stream_opened = &body;
+    return mlacat__v1__envelope__pack(&envelope, bytes);
+}
+
+size_t wire_encode_rings_opened(uint8_t *bytes, uint64_t request_id, const struct wire_rings *rings)
+{
+    Mlacat__V1__RingsOpened body = MLACAT__V1__RINGS_OPENED__INIT;
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+
+    body.rings = rings->rings;
+    body.entries = rings->entries;
+    body.client_bytes = rings->client_bytes;
+    body.daemon_bytes = rings->daemon_bytes;
+    body.client_stride = rings->client_stride;
+    body.daemon_stride = rings->daemon_stride;
+    body.submissions_offset = rings->submissions_offset;
+    body.completions_offset = rings->completions_offset;
+    body.messages_offset = rings->messages_offset;
+    envelope.request_id = request_id;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_RINGS_OPENED;
+    envelope.rings_opened = &body;
     return mlacat__v1__envelope__pack(&envelope, bytes);
 }
 

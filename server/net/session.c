@@ -183,6 +183,14 @@ static void on_set_log_level(struct session *session, struct wire_message *messa
     session_answer(session, message->request_id, NULL);
 }
 
+static void refuse_rings(struct session *session, struct wire_message *message, struct conn_packet *packet)
+{
+    struct error err;
+    (void)packet;
+    error_set(&err, MLACAT_UNIMPLEMENTED, "this service has no rings: send calls as packets");
+    session_answer(session, message->request_id, &err);
+}
+
 static const struct {
     void (*handle)(struct session *session, struct wire_message *message, struct conn_packet *packet);
     enum session_state state; /* that it belongs to */
@@ -200,6 +208,7 @@ static const struct {
     [WIRE_HEALTH] = {on_health, SESSION_OPEN},
     [WIRE_DRAIN] = {on_drain, SESSION_OPEN},
     [WIRE_SET_LOG_LEVEL] = {on_set_log_level, SESSION_OPEN},
+    [WIRE_OPEN_RINGS] = {refuse_rings, SESSION_OPEN},
 };
 
 /* --------------------------------------------------------------------------------------------- connection */

@@ -11,7 +11,7 @@ static void on_opened(struct stream *stream)
         return;
     }
     size_t size =
-        wire_encode_stream_opened(session->service->packet, stream->request_id, stream->ref, stream->calls_nr);
+        wire_encode_stream_opened(session->service->packet, stream->request_id, stream->ref, stream->calls_nr, NULL);
     conn_send(&session->conn, session->service->packet, size, NULL, 0);
 }
 

@@ -124,6 +124,10 @@ static void test_wire_decode_reads_small_requests(void **state)
     assert_int_equal(decode(&envelope, 0), MLACAT_OK);
     assert_int_equal(message.kind, WIRE_OPEN_STREAM);
     assert_string_equal(message.open_stream.device_uuid, "GPU-1");
+    assert_false(message.open_stream.ring);
+    open.ring = true;
+    assert_int_equal(decode(&envelope, 0), MLACAT_OK);
+    assert_true(message.open_stream.ring);
 
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_CLOSE_STREAM;
     envelope.close_stream = &close;
@@ -178,7 +182,7 @@ static void test_wire_decode_knows_requests_without_fields(void **state)
     static const struct {
         uint8_t field;
         enum wire_kind kind;
-    } cases[] = {{9, WIRE_STATS}, {10, WIRE_HEALTH}, {11, WIRE_DRAIN}};
+    } cases[] = {{9, WIRE_STATS}, {10, WIRE_HEALTH}, {11, WIRE_DRAIN}, {15, WIRE_OPEN_RINGS}};
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         uint8_t bytes[] = {0x08, 0x05, (uint8_t)(cases[i].field << 3 | 2), 0};
         assert_int_equal(wire_decode(decoder, bytes, sizeof(bytes), 0, &message, &err), MLACAT_OK);
@@ -326,7 +330,7 @@ static void test_wire_decode_refuses_packets_without_body(void **state)
 {
     (void)state;
     uint8_t only_id[] = {0x08, 0x05};
-    uint8_t unknown[] = {0x08, 0x05, 15 << 3 | 2, 1, 0};
+    uint8_t unknown[] = {0x08, 0x05, 0x80 | (16 << 3 & 0x7f) | 2, 1, 1, 0};
     assert_broken(wire_decode(decoder, only_id, sizeof(only_id), 0, &message, &err), "no body");
     assert_int_equal(message.request_id, 5);
     assert_broken(wire_decode(decoder, only_id, 0, 0, &message, &err), "no body");

@@ -186,11 +186,34 @@ static void test_wire_encode_small_replies(void **state)
     assert_int_equal(envelope->event_registered->event->id, 11);
     assert_int_equal(envelope->event_registered->event->generation, 12);
     free_back(envelope);
-    size = wire_encode_stream_opened(packet, 6, (struct wire_ref){7, 8}, 9);
+    size = wire_encode_stream_opened(packet, 6, (struct wire_ref){7, 8}, 9, NULL);
     envelope = read_back(size, MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, 6);
     assert_int_equal(envelope->stream_opened->stream->id, 7);
     assert_int_equal(envelope->stream_opened->stream->generation, 8);
     assert_int_equal(envelope->stream_opened->calls, 9);
+    assert_false(envelope->stream_opened->has_ring);
+    free_back(envelope);
+}
+
+static void test_wire_encode_rings(void **state)
+{
+    (void)state;
+    const uint32_t ring = 0;
+    size_t size = wire_encode_stream_opened(packet, 6, (struct wire_ref){7, 8}, 9, &ring);
+    Mlacat__V1__Envelope *envelope = read_back(size, MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, 6);
+    assert_true(envelope->stream_opened->has_ring);
+    assert_int_equal(envelope->stream_opened->ring, 0);
+    free_back(envelope);
+    size = wire_encode_rings_opened(packet, 3, &(struct wire_rings){1, 2, 3, 4, 5, 6, 7, 8, 9});
+    envelope = read_back(size, MLACAT__V1__ENVELOPE__BODY_RINGS_OPENED, 3);
+    const Mlacat__V1__RingsOpened *opened = envelope->rings_opened;
+    const uint64_t fields[] = {
+        opened->rings,          opened->entries,       opened->client_bytes,       opened->daemon_bytes,
+        opened->client_stride,  opened->daemon_stride, opened->submissions_offset, opened->completions_offset,
+        opened->messages_offset};
+    for (uint64_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+        assert_int_equal(fields[i], i + 1);
+    }
     free_back(envelope);
 }
 
@@ -219,6 +242,7 @@ int main(void)
         cmocka_unit_test(test_wire_encode_stats_fits_at_maximum),
         cmocka_unit_test(test_wire_encode_welcome_fits_and_lists_the_ops),
         cmocka_unit_test(test_wire_encode_small_replies),
+        cmocka_unit_test(test_wire_encode_rings),
         cmocka_unit_test(test_wire_encode_health_cuts_between_characters),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
