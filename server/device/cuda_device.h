@@ -3,7 +3,8 @@
  * What the files of the CUDA device share. Private to the device layer and its tests.
  *
  * Owns:     the device: its primary context, kernels, fence words and the memory that is open on it.
- * Thread:   all fields are constant while streams exist, but `segments` and `fences` (control thread) and `lost` (any).
+ * Thread:   all fields are constant while streams exist, but `segments`, `pages` and `fences` (control thread) and
+ *           `lost` (any).
  * Lifetime: device_cuda.c: open -> close.
  * Errors:   -
  */
@@ -17,6 +18,7 @@
 #include "cuda_error.h"
 #include "cuda_fence.h"
 #include "cuda_kernels.h"
+#include "cuda_pages.h"
 #include "cuda_segments.h"
 #include "device.h"
 
@@ -31,6 +33,7 @@ struct device {
     struct cuda_kernels kernels;
     struct cuda_fences fences;
     struct cuda_segments segments;
+    struct cuda_pages pages;
     uint64_t checked_ns; /* control thread: whether the context is usable */
     _Atomic bool lost;   /* a result said that the context is unusable */
 };

@@ -5,10 +5,10 @@
  *
  * Owns:     a device owns its imported memory and events and its streams; the caller owns the pointers that it got
  *           until it gives them back.
- * Thread:   `open`, `close`, `mem_import`, `mem_release`, `event_import`, `event_release`, `tend`, `stream_open`,
- *           `stream_close`: the device's control thread only (the thread that opens it before that one runs), and they
- *           may block. `submit`, `poll`: the one worker thread that the stream belongs to; `event_query`: any worker
- *           thread; never blocking.
+ * Thread:   `open`, `close`, `mem_import`, `mem_release`, `event_import`, `event_release`, `pages_register`,
+ *           `pages_release`, `tend`, `stream_open`, `stream_close`: the device's control thread only (the thread that
+ *           opens it before that one runs), and they may block. `submit`, `poll`: the one worker thread that the stream
+ *           belongs to; `event_query`: any worker thread; never blocking.
  * Lifetime: open -> (import/release, stream_open/close, submit/poll)* -> close. close needs all streams closed and all
  *           memory and events released.
  * Errors:   as said with each slot. NODEV and AGAIN never leave the server.
@@ -17,6 +17,7 @@
 #define MLACAT_DEVICE_DEVICE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "memory.h"
@@ -26,6 +27,7 @@
 struct device;
 struct device_memory;
 struct device_event;
+struct device_pages;
 struct device_stream;
 
 #define DEVICE_UUID_BYTES 64
@@ -45,11 +47,27 @@ struct device_info {
     const char *kind; /* "host", "cuda" */
 };
 
+/* Calls that one submit may carry. */
+#define DEVICE_BATCH 32
+
 /* One proven call for a device stream. Copied by submit. */
 struct device_call {
     struct op_plan plan;
     struct device_memory *memory[OP_OPERANDS]; /* pinned by the caller until the completion */
     void *cookie;                              /* given back in the completion */
+    /* The rest is for streams with words. */
+    uint64_t sequence; /* larger than that of the call before: goes into the fence word when the output is written */
+    bool tell_done;    /* it goes into the `done` word too, before the fence; also when the call fails */
+    bool signal_only;  /* no call (plan and memory are not looked at): just the words, in order */
+};
+
+/* Where a device stream tells how far it is. A call that was taken and fails leaves the fence where it is, and no later
+ * one moves it before the poll that said so has returned. */
+struct device_words {
+    uint64_t *fence; /* only this process and the device write it */
+    struct device_pages *fence_pages;
+    uint64_t *done; /* a client's: written, never read */
+    struct device_pages *done_pages;
 };
 
 struct device_completion {
@@ -94,13 +112,24 @@ struct device_ops {
      * about once a second whether the device is still there: when not, `err` is set, else it is left alone. */
     uint64_t (*tend)(struct device *device, struct error *err);
 
-    enum mlacat_status (*stream_open)(struct device *device, struct device_stream **stream, struct error *err);
+    /* Makes `bytes` at `address`, both multiples of the page size and of a shared mapping, writable by the device. They
+     * stay mapped until pages_release, which needs all streams closed that write into them. Errors: RESOURCE_EXHAUSTED,
+     * INTERNAL. */
+    enum mlacat_status (*pages_register)(struct device *device, void *address, size_t bytes,
+                                         struct device_pages **pages, struct error *err);
+    void (*pages_release)(struct device *device, struct device_pages *pages);
+
+    /* `words` NULL: nobody but `poll` needs to know how far it is. Copied. */
+    enum mlacat_status (*stream_open)(struct device *device, const struct device_words *words,
+                                      struct device_stream **stream, struct error *err);
     /* No call of the stream is in flight. */
     void (*stream_close)(struct device_stream *stream);
 
-    /* DEVICE_OK: the call completes exactly once, through poll. Anything else: it never will. Calls of one stream run
-     * in order. */
-    enum device_answer (*submit)(struct device_stream *stream, const struct device_call *call, struct error *err);
+    /* Takes the first *nr of `calls` (1 to DEVICE_BATCH are offered) and says in *nr how many: those complete exactly
+     * once, through poll; the others never will. Calls of one stream run in order, or so that nobody can tell.
+     * DEVICE_OK: at least one was taken. DEVICE_AGAIN, DEVICE_ERROR: none; the error is about the first. */
+    enum device_answer (*submit)(struct device_stream *stream, const struct device_call *calls, uint32_t *nr,
+                                 struct error *err);
     /* Gives at most `max` completions in order of submission and returns their number; does a bounded piece of work
      * (about 1 ms at most) where the device has no engine of its own. Does not block. -1: the device is lost, `err`
      * says why, nothing more will complete. */

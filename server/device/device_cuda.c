@@ -213,6 +213,7 @@ static void cuda_close(struct device *device)
 {
     if (device->context) {
         cuda_device_enter(device);
+        cuda_pages_fini(&device->pages);
         cuda_segments_fini(&device->segments);
         cuda_fences_fini(&device->fences);
         cuda_kernels_close(&device->kernels, device);
@@ -253,6 +254,7 @@ static enum mlacat_status start(struct device *device, struct error *err)
 {
     cuda_device_enter(device);
     device->launch_bytes = memory_bytes_per_ms(device);
+    cuda_pages_init(&device->pages, device);
     if (cuda_fences_init(&device->fences, device, err) != MLACAT_OK ||
         cuda_segments_init(&device->segments, device, err) != MLACAT_OK) {
         return err->code;
@@ -319,9 +321,23 @@ static uint64_t check_context(struct device *device, struct error *err)
 static uint64_t cuda_tend(struct device *device, struct error *err)
 {
     cuda_device_enter(device);
-    uint64_t check_in_ns = check_context(device, err);
-    uint64_t tend_in_ns = cuda_segments_tend(&device->segments);
-    return check_in_ns < tend_in_ns ? check_in_ns : tend_in_ns;
+    uint64_t soonest_ns = check_context(device, err);
+    uint64_t pages_in_ns = cuda_pages_tend(&device->pages);
+    uint64_t segments_in_ns = cuda_segments_tend(&device->segments);
+    soonest_ns = pages_in_ns < soonest_ns ? pages_in_ns : soonest_ns;
+    return segments_in_ns < soonest_ns ? segments_in_ns : soonest_ns;
+}
+
+static enum mlacat_status pages_register(struct device *device, void *address, size_t bytes,
+                                         struct device_pages **pages, struct error *err)
+{
+    cuda_device_enter(device);
+    return cuda_pages_register(&device->pages, address, bytes, pages, err);
+}
+
+static void pages_release(struct device *device, struct device_pages *pages)
+{
+    cuda_pages_release(&device->pages, pages);
 }
 
 const struct device_ops device_cuda_ops = {
@@ -335,6 +351,8 @@ const struct device_ops device_cuda_ops = {
     .event_release = cuda_event_release,
     .event_query = cuda_event_query,
     .tend = cuda_tend,
+    .pages_register = pages_register,
+    .pages_release = pages_release,
     .stream_open = cuda_stream_open,
     .stream_close = cuda_stream_close,
     .submit = cuda_stream_submit,

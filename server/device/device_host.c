@@ -32,8 +32,15 @@ struct device {
     uint64_t streaming_bytes;
 };
 
+/* The CPU writes where the caller does. */
+struct device_pages {
+    char unused;
+};
+
 struct device_stream {
     struct device *device;
+    bool has_words;
+    struct device_words words;
     uint32_t head;      /* calls begun and finished; both count up and wrap */
     uint32_t tail;      /* calls submitted */
     uint64_t rows_run;  /* of the call at the head */
@@ -118,13 +125,36 @@ static enum device_answer host_event_query(struct device_event *event, struct er
     return DEVICE_OK;
 }
 
-static enum mlacat_status host_stream_open(struct device *device, struct device_stream **stream, struct error *err)
+static enum mlacat_status host_pages_register(struct device *device, void *address, size_t bytes,
+                                              struct device_pages **pages, struct error *err)
+{
+    static struct device_pages all;
+    (void)device;
+    (void)address;
+    (void)bytes;
+    (void)err;
+    *pages = &all;
+    return MLACAT_OK;
+}
+
+static void host_pages_release(struct device *device, struct device_pages *pages)
+{
+    (void)device;
+    (void)pages;
+}
+
+static enum mlacat_status host_stream_open(struct device *device, const struct device_words *words,
+                                           struct device_stream **stream, struct error *err)
 {
     struct device_stream *made = calloc(1, sizeof(*made));
     if (!made) {
         return error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the daemon is out of memory: close streams");
     }
     made->device = device;
+    if (words) {
+        made->has_words = true;
+        made->words = *words;
+    }
     *stream = made;
     return MLACAT_OK;
 }
@@ -135,21 +165,32 @@ static void host_stream_close(struct device_stream *stream)
 }
 
 /* op_validate proved that the product fits: the extents lie in a buffer, and a call of no bytes has no rows here. */
-static uint64_t rows_to_run(const struct op_plan *plan)
+static uint64_t rows_to_run(const struct device_call *call)
 {
-    return plan->copy[OP_OUT] ? plan->dim0 * plan->dim1 : 0;
+    const struct op_plan *plan = &call->plan;
+    return !call->signal_only && plan->copy[OP_OUT] ? plan->dim0 * plan->dim1 : 0;
 }
 
-static enum device_answer host_submit(struct device_stream *stream, const struct device_call *call, struct error *err)
+static uint64_t bytes_of(const struct device_call *call)
 {
-    if (stream->tail - stream->head == STREAM_CALLS || stream->held_bytes >= AHEAD_BYTES) {
+    return call->signal_only ? 0 : call->plan.bytes;
+}
+
+static enum device_answer host_submit(struct device_stream *stream, const struct device_call *calls, uint32_t *nr,
+                                      struct error *err)
+{
+    uint32_t taken = 0;
+    while (taken < *nr && stream->tail - stream->head < STREAM_CALLS && stream->held_bytes < AHEAD_BYTES) {
+        const struct device_call *call = &calls[taken++];
+        stream->held_bytes += bytes_of(call);
+        stream->calls[stream->tail++ % STREAM_CALLS] = *call;
+    }
+    *nr = taken;
+    if (taken == 0) {
         error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the device stream holds %u calls: poll it first",
                   stream->tail - stream->head);
         return DEVICE_AGAIN;
     }
-    stream->held_bytes += call->plan.bytes;
-    stream->calls[stream->tail % STREAM_CALLS] = *call;
-    stream->tail++;
     return DEVICE_OK;
 }
 
@@ -244,7 +285,7 @@ static bool step(struct device_stream *stream, struct error *err)
 {
     const struct device_call *call = &stream->calls[stream->head % STREAM_CALLS];
     const struct op_plan *plan = &call->plan;
-    uint64_t rows = rows_to_run(plan);
+    uint64_t rows = rows_to_run(call);
     if (stream->rows_run == rows) {
         return true;
     }
@@ -266,20 +307,37 @@ static bool step(struct device_stream *stream, struct error *err)
     return !whole || stream->rows_run == rows;
 }
 
+/* A reader of the fence sees the output too. */
+static void tell(const struct device_stream *stream, const struct device_call *call, bool failed)
+{
+    if (!stream->has_words) {
+        return;
+    }
+    if (call->tell_done) {
+        __atomic_store_n(stream->words.done, call->sequence, __ATOMIC_RELEASE);
+    }
+    if (!failed) {
+        __atomic_store_n(stream->words.fence, call->sequence, __ATOMIC_RELEASE);
+    }
+}
+
 static int host_poll(struct device_stream *stream, struct device_completion *done, int max, struct error *err)
 {
     (void)err; /* a CPU is never lost */
     uint64_t start_ns = clock_now_ns();
     int nr = 0;
-    while (nr < max && stream->head != stream->tail && clock_now_ns() - start_ns <= POLL_NS) {
+    bool failed = false;
+    while (!failed && nr < max && stream->head != stream->tail && clock_now_ns() - start_ns <= POLL_NS) {
         struct error *ended = &done[nr].error;
         ended->code = MLACAT_OK;
         if (!step(stream, ended)) {
             continue;
         }
         const struct device_call *call = &stream->calls[stream->head % STREAM_CALLS];
+        failed = ended->code != MLACAT_OK;
+        tell(stream, call, failed);
         done[nr++].cookie = call->cookie;
-        stream->held_bytes -= call->plan.bytes;
+        stream->held_bytes -= bytes_of(call);
         stream->head++;
         stream->rows_run = 0;
         stream->bytes_run = 0;
@@ -298,6 +356,8 @@ const struct device_ops device_host_ops = {
     .event_release = host_event_release,
     .event_query = host_event_query,
     .tend = host_tend,
+    .pages_register = host_pages_register,
+    .pages_release = host_pages_release,
     .stream_open = host_stream_open,
     .stream_close = host_stream_close,
     .submit = host_submit,

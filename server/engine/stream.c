@@ -42,7 +42,7 @@ static void close_if_unused(struct stream *stream)
 static void run_open(struct control_job *job)
 {
     struct stream *stream = LIST_ENTRY(job, struct stream, job);
-    stream->engine->ops->stream_open(stream->engine->device, &stream->device_stream, &stream->error);
+    stream->engine->ops->stream_open(stream->engine->device, NULL, &stream->device_stream, &stream->error);
 }
 
 static void on_open_done(struct control_job *job)

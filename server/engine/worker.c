@@ -103,8 +103,9 @@ static enum device_answer submit(struct worker *worker, struct stream *stream, s
     for (int i = 0; i < OP_OPERANDS; i++) {
         device_call.memory[i] = call->buffer[i]->memory;
     }
+    uint32_t nr = 1;
     call->launched_ns = clock_now_ns();
-    enum device_answer answer = worker->ops->submit(stream->device_stream, &device_call, &call->error);
+    enum device_answer answer = worker->ops->submit(stream->device_stream, &device_call, &nr, &call->error);
     if (answer == DEVICE_AGAIN) {
         /* Not launched: it can still be cancelled and its deadline counts. */
         call->launched_ns = 0;

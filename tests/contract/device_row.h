@@ -69,6 +69,8 @@ struct memory_request client_request(const struct client_memory *client);
 struct imported row_memory_new(size_t size);
 void row_memory_free(struct imported *memory);
 
+/* Submits one call. */
+enum device_answer row_submit(struct device_stream *stream, const struct device_call *call, struct error *err);
 /* Submits the call and polls until it has completed; fails the test if it completes more than once or never. */
 struct device_completion row_run(const struct device_call *call);
 /* Polls until `nr` completions are there. */

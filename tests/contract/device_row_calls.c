@@ -38,12 +38,20 @@ void row_poll_all(struct device_completion *done, int nr)
     assert_int_equal(have, nr);
 }
 
+enum device_answer row_submit(struct device_stream *stream, const struct device_call *call, struct error *err)
+{
+    uint32_t nr = 1;
+    enum device_answer answer = row.ops->submit(stream, call, &nr, err);
+    assert_int_equal(nr, answer == DEVICE_OK);
+    return answer;
+}
+
 struct device_completion row_run(const struct device_call *call)
 {
     struct device_completion done;
     struct device_completion more;
     struct error err;
-    assert_int_equal(row.ops->submit(row.stream, call, &err), DEVICE_OK);
+    assert_int_equal(row_submit(row.stream, call, &err), DEVICE_OK);
     row_poll_all(&done, 1);
     assert_int_equal(row.ops->poll(row.stream, &more, 1, &err), 0);
     assert_ptr_equal(done.cookie, call->cookie);

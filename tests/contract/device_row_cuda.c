@@ -46,7 +46,7 @@ int row_setup(void **state)
         print_error("%s: %s\n", row.name, err.message);
         return -1;
     }
-    return row.ops->stream_open(row.device, &row.stream, &err) == MLACAT_OK ? 0 : -1;
+    return row.ops->stream_open(row.device, NULL, &row.stream, &err) == MLACAT_OK ? 0 : -1;
 }
 
 int row_teardown(void **state)

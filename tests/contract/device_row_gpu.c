@@ -44,7 +44,7 @@ int row_setup(void **state)
         print_error("%s: %s\n", row.name, err.message);
         return -1;
     }
-    return row.ops->stream_open(row.device, &row.stream, &err) == MLACAT_OK ? 0 : -1;
+    return row.ops->stream_open(row.device, NULL, &row.stream, &err) == MLACAT_OK ? 0 : -1;
 }
 
 int row_teardown(void **state)
@@ -101,7 +101,7 @@ struct memory_request client_request(const struct client_memory *client)
     return request;
 }
 
-static enum device_answer send_and_submit(struct device_stream *stream, const struct device_call *call,
+static enum device_answer send_and_submit(struct device_stream *stream, const struct device_call *calls, uint32_t *nr,
                                           struct error *err)
 {
     for (int i = 0; i < memories_nr; i++) {
@@ -111,8 +111,8 @@ static enum device_answer send_and_submit(struct device_stream *stream, const st
             memcpy(memories[i].there, client->bytes, client->size);
         }
     }
-    enum device_answer answer = device_cuda_ops.submit(stream, call, err);
-    in_flight += answer == DEVICE_OK;
+    enum device_answer answer = device_cuda_ops.submit(stream, calls, nr, err);
+    in_flight += (int)*nr;
     return answer;
 }
 

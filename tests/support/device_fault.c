@@ -169,13 +169,25 @@ static enum device_answer fault_event_query(struct device_event *event, struct e
     return kind == FAULT_FAIL ? DEVICE_ERROR : DEVICE_AGAIN;
 }
 
-static enum mlacat_status fault_stream_open(struct device *device, struct device_stream **stream, struct error *err)
+static enum mlacat_status fault_pages_register(struct device *device, void *address, size_t bytes,
+                                               struct device_pages **pages, struct error *err)
+{
+    return faults.inner->pages_register(device, address, bytes, pages, err);
+}
+
+static void fault_pages_release(struct device *device, struct device_pages *pages)
+{
+    faults.inner->pages_release(device, pages);
+}
+
+static enum mlacat_status fault_stream_open(struct device *device, const struct device_words *words,
+                                            struct device_stream **stream, struct error *err)
 {
     enum fault_kind kind;
     if (goes_wrong(FAULT_STREAM_OPEN, &kind)) {
         return set_error(err, kind, "stream_open");
     }
-    return faults.inner->stream_open(device, stream, err);
+    return faults.inner->stream_open(device, words, stream, err);
 }
 
 static uint64_t fault_tend(struct device *device, struct error *err)
@@ -188,12 +200,20 @@ static void fault_stream_close(struct device_stream *stream)
     faults.inner->stream_close(stream);
 }
 
-static enum device_answer fault_submit(struct device_stream *stream, const struct device_call *call, struct error *err)
+/* Counts calls, not batches: the row underneath gets those before the one that goes wrong. */
+static enum device_answer fault_submit(struct device_stream *stream, const struct device_call *calls, uint32_t *nr,
+                                       struct error *err)
 {
-    enum fault_kind kind;
-    if (!goes_wrong(FAULT_SUBMIT, &kind)) {
-        return faults.inner->submit(stream, call, err);
+    enum fault_kind kind = FAULT_REFUSE;
+    uint32_t good_nr = 0;
+    while (good_nr < *nr && !goes_wrong(FAULT_SUBMIT, &kind)) {
+        good_nr++;
     }
+    if (good_nr > 0) {
+        *nr = good_nr;
+        return faults.inner->submit(stream, calls, nr, err);
+    }
+    *nr = 0;
     set_error(err, kind, "submit");
     return kind == FAULT_FAIL ? DEVICE_ERROR : DEVICE_AGAIN;
 }
@@ -228,6 +248,8 @@ const struct device_ops device_fault_ops = {
     .event_release = fault_event_release,
     .event_query = fault_event_query,
     .tend = fault_tend,
+    .pages_register = fault_pages_register,
+    .pages_release = fault_pages_release,
     .stream_open = fault_stream_open,
     .stream_close = fault_stream_close,
     .submit = fault_submit,

@@ -243,7 +243,7 @@ uint32_t driver_work(uint32_t nr)
 
 static int register_host(void *memory, size_t bytes, unsigned int flags)
 {
-    assert_true(((uintptr_t)memory & 4095) == 0 && bytes == CUDA_FENCE_PAGES_BYTES && flags == 3);
+    assert_true(((uintptr_t)memory & 4095) == 0 && bytes > 0 && (bytes & 4095) == 0 && flags == 3);
     if (fails(DRIVER_cuMemHostRegister)) {
         return driver.fail_result;
     }
@@ -394,11 +394,13 @@ void driver_device_init(struct device *device)
     snprintf(device->uuid, sizeof(device->uuid), "GPU-test");
     assert_int_equal(cuda_fences_init(&device->fences, device, &err), MLACAT_OK);
     assert_int_equal(cuda_segments_init(&device->segments, device, &err), MLACAT_OK);
+    cuda_pages_init(&device->pages, device);
     driver.total = 0;
 }
 
 void driver_device_fini(struct device *device)
 {
+    cuda_pages_fini(&device->pages);
     cuda_segments_fini(&device->segments);
     cuda_fences_fini(&device->fences);
     for (uint32_t i = 0; i < DRIVER_ALLOCATIONS; i++) {

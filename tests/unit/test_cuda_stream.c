@@ -32,7 +32,7 @@ static int setup(void **state)
     request.size_bytes = request.allocation_bytes = request.limit_bytes = 1024 * MIB;
     memcpy(request.handle, handle.bytes, sizeof(request.handle));
     assert_int_equal(cuda_memory_import(&device, &request, &memory, &info, &err), MLACAT_OK);
-    assert_int_equal(cuda_stream_open(&device, &stream, &err), MLACAT_OK);
+    assert_int_equal(cuda_stream_open(&device, NULL, &stream, &err), MLACAT_OK);
     driver.total = 0;
     return 0;
 }
@@ -62,10 +62,16 @@ static struct device_call call_of(uint64_t rows, uintptr_t cookie)
     return call;
 }
 
+static enum device_answer submit_call(struct device_stream *to, const struct device_call *call, struct error *why)
+{
+    uint32_t nr = 1;
+    return cuda_stream_submit(to, call, &nr, why);
+}
+
 static enum device_answer submit(uint64_t rows, uintptr_t cookie)
 {
     struct device_call call = call_of(rows, cookie);
-    return cuda_stream_submit(stream, &call, &err);
+    return submit_call(stream, &call, &err);
 }
 
 static int poll(void)
@@ -98,7 +104,7 @@ static void test_stream_nothing_to_copy_ends_in_its_turn(void **state)
     struct device_call call = call_of(4, 2);
     call.plan.copy[OP_OUT] = false;
     assert_int_equal(submit(4, 1), DEVICE_OK);
-    assert_int_equal(cuda_stream_submit(stream, &call, &err), DEVICE_OK);
+    assert_int_equal(submit_call(stream, &call, &err), DEVICE_OK);
     assert_int_equal(poll(), 0);
     assert_int_equal(driver.launches, 1);
     driver_work(ALL);
@@ -240,19 +246,19 @@ static void test_stream_goes_on_from_the_fence_of_an_older_one(void **state)
     assert_int_equal(poll(), 1);
     struct device_stream *others[CUDA_FENCES_PER_SLAB];
     for (uint32_t i = 0; i < CUDA_FENCES_PER_SLAB; i++) { /* one more than a slab has left: a second one */
-        assert_int_equal(cuda_stream_open(&device, &others[i], &err), MLACAT_OK);
+        assert_int_equal(cuda_stream_open(&device, NULL, &others[i], &err), MLACAT_OK);
     }
     assert_int_equal(driver.pages, 2);
     cuda_stream_close(stream);
-    assert_int_equal(cuda_stream_open(&device, &stream, &err), MLACAT_OK);
+    assert_int_equal(cuda_stream_open(&device, NULL, &stream, &err), MLACAT_OK);
     for (uint32_t i = 0; i < CUDA_FENCES_PER_SLAB; i++) {
         cuda_stream_close(others[i]);
-        assert_int_equal(cuda_stream_open(&device, &others[i], &err), MLACAT_OK);
+        assert_int_equal(cuda_stream_open(&device, NULL, &others[i], &err), MLACAT_OK);
     }
     assert_int_equal(driver.pages, 2); /* none given back before the end, none made again */
     struct device_call call = call_of(4, 5);
     for (uint32_t i = 0; i < CUDA_FENCES_PER_SLAB; i++) {
-        assert_int_equal(cuda_stream_submit(others[i], &call, &err), DEVICE_OK);
+        assert_int_equal(submit_call(others[i], &call, &err), DEVICE_OK);
         assert_int_equal(cuda_stream_poll(others[i], done, 1, &err), 0);
         driver_work(ALL);
         assert_int_equal(cuda_stream_poll(others[i], done, 1, &err), 1);
@@ -265,9 +271,9 @@ static void test_stream_open_each_call_failing_in_turn(void **state)
     (void)state;
     struct device_stream *more;
     driver.fail_at = 1;
-    assert_int_equal(cuda_stream_open(&device, &more, &err), MLACAT_RESOURCE_EXHAUSTED);
+    assert_int_equal(cuda_stream_open(&device, NULL, &more, &err), MLACAT_RESOURCE_EXHAUSTED);
     driver.fail_at = 0;
-    assert_int_equal(cuda_stream_open(&device, &more, &err), MLACAT_OK);
+    assert_int_equal(cuda_stream_open(&device, NULL, &more, &err), MLACAT_OK);
     cuda_stream_close(more);
 }
 

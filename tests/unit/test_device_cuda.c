@@ -153,7 +153,7 @@ static void test_device_cuda_loads_and_launches_all_before_it_is_open(void **sta
     assert_int_equal(fake_cuda_calls("cuStreamSynchronize"), 1);
     fake_cuda_ready();
     struct device_stream *stream;
-    assert_int_equal(device_cuda_ops.stream_open(device, &stream, &err), MLACAT_OK);
+    assert_int_equal(device_cuda_ops.stream_open(device, NULL, &stream, &err), MLACAT_OK);
     device_cuda_ops.stream_close(stream);
     assert_int_equal(fake_cuda_calls("cuMemHostUnregister"), 0);
     device_cuda_ops.close(device);

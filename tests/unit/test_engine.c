@@ -79,9 +79,11 @@ static void paper_release(struct device *device, struct device_memory *memory)
     paper.released++;
 }
 
-static enum mlacat_status paper_stream_open(struct device *device, struct device_stream **stream, struct error *err)
+static enum mlacat_status paper_stream_open(struct device *device, const struct device_words *words,
+                                            struct device_stream **stream, struct error *err)
 {
     (void)device;
+    (void)words;
     if (paper.refuse_open) {
         return error_set(err, MLACAT_RESOURCE_EXHAUSTED, "paper is full");
     }
@@ -96,19 +98,24 @@ static void paper_stream_close(struct device_stream *stream)
     paper.closed++;
 }
 
-static enum device_answer paper_submit(struct device_stream *stream, const struct device_call *call, struct error *err)
+static enum device_answer paper_submit(struct device_stream *stream, const struct device_call *calls, uint32_t *nr,
+                                       struct error *err)
 {
+    uint32_t taken = 0;
+    while (taken < *nr && stream->nr < ROOM && calls[taken].plan.dim0 != 13) {
+        stream->cookies[stream->nr++] = calls[taken++].cookie;
+        paper.launched++;
+    }
+    *nr = taken;
+    if (taken > 0) {
+        return DEVICE_OK;
+    }
     if (stream->nr == ROOM) {
         paper.refused++;
         return DEVICE_AGAIN;
     }
-    if (call->plan.dim0 == 13) {
-        error_set(err, MLACAT_INTERNAL, "paper does not like 13");
-        return DEVICE_ERROR;
-    }
-    stream->cookies[stream->nr++] = call->cookie;
-    paper.launched++;
-    return DEVICE_OK;
+    error_set(err, MLACAT_INTERNAL, "paper does not like 13");
+    return DEVICE_ERROR;
 }
 
 static int paper_poll(struct device_stream *stream, struct device_completion *done, int max, struct error *err)

@@ -127,7 +127,7 @@ static enum mlacat_status run_call(struct service *service, const struct client 
     struct device_completion done = {0};
     struct device_call call = make_call(service);
     int nr = 0;
-    if (device_cuda_ops.submit(service->stream, &call, &err) != DEVICE_OK) {
+    if (device_cuda_ops.submit(service->stream, &call, &(uint32_t){1}, &err) != DEVICE_OK) {
         return err.code;
     }
     for (int i = 0; nr == 0 && i < 1000; i++) {
@@ -175,7 +175,7 @@ static enum mlacat_status live(const struct client *client)
         MUST(err.code != MLACAT_OK);
         return err.code;
     }
-    status = device_cuda_ops.stream_open(service.device, &service.stream, &err);
+    status = device_cuda_ops.stream_open(service.device, NULL, &service.stream, &err);
     if (status == MLACAT_OK) {
         status = import_inputs(&service, client);
     }
@@ -244,7 +244,7 @@ static int meet_new_memory_in_an_old_place(const char *word)
     start_client(&client);
     fake_cuda_behave(word);
     MUST(device_cuda_ops.open(NULL, &service.device, &service.info, &err) == DEVICE_OK);
-    MUST(device_cuda_ops.stream_open(service.device, &service.stream, &err) == MLACAT_OK);
+    MUST(device_cuda_ops.stream_open(service.device, NULL, &service.stream, &err) == MLACAT_OK);
     MUST(import_inputs(&service, &client) == MLACAT_OK);
     MUST(import_output(&service, &client) == MLACAT_OK);
     MUST(run_call(&service, &client) == MLACAT_OK);
@@ -255,7 +255,7 @@ static int meet_new_memory_in_an_old_place(const char *word)
         MUST(run_call(&service, &client) == MLACAT_OK);
         struct device_call call = make_call(&service);
         call.memory[OP_FIRST] = old;
-        MUST(device_cuda_ops.submit(service.stream, &call, &err) == DEVICE_ERROR);
+        MUST(device_cuda_ops.submit(service.stream, &call, &(uint32_t){1}, &err) == DEVICE_ERROR);
         MUST(err.code == MLACAT_FAILED_PRECONDITION);
         device_cuda_ops.mem_release(service.device, old);
     }

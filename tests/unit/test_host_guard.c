@@ -211,7 +211,10 @@ static void test_device_host_reports_lost_memory(void **state)
     struct device_memory cut = make_cut();
     struct device_memory whole = make_whole();
     assert_int_equal(device_host_ops.open("host", &device, &info, &err), DEVICE_OK);
-    assert_int_equal(device_host_ops.stream_open(device, &stream, &err), MLACAT_OK);
+    uint64_t fence = 0;
+    uint64_t told = 0;
+    const struct device_words words = {.fence = &fence, .done = &told};
+    assert_int_equal(device_host_ops.stream_open(device, &words, &stream, &err), MLACAT_OK);
     struct device_call call;
     memset(&call, 0, sizeof(call));
     call.plan = (struct op_plan){
@@ -225,13 +228,25 @@ static void test_device_host_reports_lost_memory(void **state)
     call.memory[OP_OUT] = &whole;
     call.memory[OP_FIRST] = call.memory[OP_SECOND] = &cut;
     call.cookie = &cut;
-    assert_int_equal(device_host_ops.submit(stream, &call, &err), DEVICE_OK);
+    call.sequence = 1;
+    call.tell_done = true;
+    assert_int_equal(device_host_ops.submit(stream, &call, &(uint32_t){1}, &err), DEVICE_OK);
     call.plan.dim0 = PAGE / 128;
     call.cookie = &whole;
-    assert_int_equal(device_host_ops.submit(stream, &call, &err), DEVICE_OK);
-    for (int nr = 0; nr < 2;) { /* a poll may end between the two */
+    call.sequence = 2;
+    call.tell_done = false;
+    assert_int_equal(device_host_ops.submit(stream, &call, &(uint32_t){1}, &err), DEVICE_OK);
+    int nr = 0;
+    while (nr == 0) {
+        nr = device_host_ops.poll(stream, done, 2, &err);
+    }
+    assert_int_equal(nr, 1); /* the fence passes a failed call only after it was told */
+    assert_int_equal(fence, 0);
+    assert_int_equal(told, 1);
+    while (nr < 2) {
         nr += device_host_ops.poll(stream, done + nr, 2 - nr, &err);
     }
+    assert_int_equal(fence, 2);
     assert_ptr_equal(done[0].cookie, &cut);
     assert_int_equal(done[0].error.code, MLACAT_DATA_LOSS);
     assert_int_equal(done[0].error.scope, MLACAT_SCOPE_SESSION);

@@ -52,13 +52,16 @@ void __wrap_doorbell_nap(struct doorbell *doorbell, uint64_t ns)
     __real_doorbell_nap(doorbell, counts.long_naps ? UINT64_C(3600000000000) : ns);
 }
 
-static enum device_answer submit(struct device_stream *stream, const struct device_call *call, struct error *err)
+static enum device_answer submit(struct device_stream *stream, const struct device_call *call, uint32_t *nr,
+                                 struct error *err)
 {
     (void)stream;
     (void)err;
     if (cookie) {
+        *nr = 0;
         return DEVICE_AGAIN;
     }
+    *nr = 1;
     cookie = call->cookie;
     return DEVICE_OK;
 }
