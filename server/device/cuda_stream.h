@@ -1,12 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An ordered lane on the GPU: calls become launches, and after each launch the GPU writes its number into the stream's
- * fence word, which is all that the worker looks at. A call that is longer than a millisecond is several launches; not
- * much more than that is given to the GPU ahead, so that a call that waits behind long ones still can be withdrawn.
- * With words (device.h) the last launch of a call moves those instead of the stream's own fence.
+ * A client's stream on the GPU: calls become launches, and after each launch the GPU writes a number into a word of
+ * host memory, which is all that the worker looks at.
+ *
+ * Calls run so that nobody can tell that they do not run one after the other. The stream has a few lanes, each a CUDA
+ * stream: a call whose operands meet nothing in flight goes to the next lane, where it begins while the one before it
+ * ends and tells of it; a call that meets some on one lane goes behind them; one that meets some on two lanes is not
+ * taken before a poll has seen the end of those on one. Nothing on the GPU ever waits for another lane. Small calls
+ * that are submitted together and do not meet are one launch.
+ *
+ * A call that is longer than a millisecond is several launches; not much more than that is given to the GPU ahead, so
+ * that a call that waits behind long ones still can be withdrawn. With words (device.h) the GPU moves them itself for a
+ * call that is alone, or behind such ones; for all others the poll does that sees the end of the call.
  * Private to the device layer and its tests.
  *
- * Owns:     the driver's stream, its fence word, and a pin on the memory of each call in flight.
+ * Owns:     its lanes, and a pin on the memory of each call in flight.
  * Thread:   open, close: the device's control thread. submit, poll: the stream's worker.
  * Lifetime: open -> (submit, poll)* -> close, with no call in flight unless the device is lost.
  * Errors:   as the slots of device.h.

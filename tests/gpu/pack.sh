@@ -18,8 +18,8 @@ to=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.." || exit 1
 build=${MLACAT_GPU_CMAKE:-build/gpu}
 programs="mlacatd mlacatctl kernel_matrix bench_cuda_kernel bench_start gpu_service gpu_isolation gpu_faults
-    contract_gpu_calls contract_gpu_ops system_calls system_order system_client_death system_drain system_limits
-    system_buffers system_restart ctl_cuda"
+    contract_gpu_calls contract_gpu_ops contract_gpu_order system_calls system_order system_client_death system_drain
+    system_limits system_buffers system_restart ctl_cuda"
 
 # shellcheck disable=SC2086 # many words
 if ! { cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release && cmake --build "$build" --target $programs; } \

@@ -167,7 +167,7 @@ finish() {
 # the GPU, of which a daemon takes 32: those that run beside each other take 4.
 service() {
     [ -n "${MLACAT_FAKE_CUDA:-}" ] || step show "service speed" 60 gpu_service speed
-    for part in calls ops; do
+    for part in calls ops order; do
         start "contract $part" 120 env CUDA_DEVICE_MAX_CONNECTIONS=4 contract_gpu_$part
     done
     start "service" 120 env MLACAT_TEST_CONNECTIONS=4 \

@@ -215,7 +215,8 @@ struct cuda_stream {
 
 #define THINGS 4096
 static struct thing {
-    _Atomic uint64_t *word; /* NULL: a kernel */
+    struct cuda_stream *stream; /* NULL: it is done */
+    _Atomic uint64_t *word;     /* NULL: a kernel */
     uint64_t value;
 } things[THINGS];
 static uint32_t things_head;
@@ -228,17 +229,49 @@ static void enqueue(struct thing thing)
     things[things_tail++ % THINGS] = thing;
 }
 
-uint32_t driver_work(uint32_t nr)
+/* A word tells how far something is: it never goes back. */
+static void do_thing(struct thing *thing)
+{
+    if (thing->word) {
+        assert_true(atomic_load(thing->word) < thing->value);
+        atomic_store(thing->word, thing->value);
+    }
+    thing->stream = NULL;
+}
+
+static uint32_t work(const struct cuda_stream *stream, uint32_t nr)
 {
     uint32_t done = 0;
-    while (done < nr && things_head != things_tail) {
-        struct thing *thing = &things[things_head++ % THINGS];
-        if (thing->word) {
-            atomic_store(thing->word, thing->value);
+    for (uint32_t i = things_head; done < nr && i != things_tail; i++) {
+        struct thing *thing = &things[i % THINGS];
+        if (thing->stream && (!stream || thing->stream == stream)) {
+            do_thing(thing);
+            done++;
         }
-        done++;
+    }
+    while (things_head != things_tail && !things[things_head % THINGS].stream) {
+        things_head++;
     }
     return done;
+}
+
+uint32_t driver_work(uint32_t nr)
+{
+    return work(NULL, nr);
+}
+
+uint32_t driver_work_on(uint32_t index, uint32_t nr)
+{
+    return work(&streams[index], nr);
+}
+
+uint32_t driver_things_on(uint32_t index)
+{
+    uint32_t nr = 0;
+    for (uint32_t i = things_head; i != things_tail; i++) {
+        nr += things[i % THINGS].stream == &streams[index];
+    }
+    return nr;
 }
 
 static int register_host(void *memory, size_t bytes, unsigned int flags)
@@ -291,12 +324,11 @@ static int stream_query(struct cuda_stream *stream)
 
 static int write_value(struct cuda_stream *stream, cuda_address address, uint64_t value, unsigned int flags)
 {
-    (void)stream;
     assert_int_equal(flags, 0);
     if (fails(DRIVER_cuStreamWriteValue64)) {
         return driver.fail_result;
     }
-    enqueue((struct thing){(_Atomic uint64_t *)(uintptr_t)address, value});
+    enqueue((struct thing){stream, (_Atomic uint64_t *)(uintptr_t)address, value});
     return CUDA_RESULT_OK;
 }
 
@@ -304,16 +336,15 @@ static int launch_kernel(struct cuda_function *function, unsigned int grid_x, un
                          unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
                          struct cuda_stream *stream, void **parameters, void **extra)
 {
-    (void)stream;
-    (void)function;
     assert_true(grid_x > 0 && grid_y == 1 && grid_z == 1 && block_x > 0 && block_y == 1 && block_z == 1);
     assert_true(shared_bytes == 0 && parameters != NULL && extra == NULL);
     if (fails(DRIVER_cuLaunchKernel)) {
         return driver.fail_result;
     }
     driver.launches++;
+    driver.many_launches += function == DRIVER_MANY;
     driver.launch_grid += grid_x;
-    enqueue((struct thing){NULL, 0});
+    enqueue((struct thing){stream, NULL, 0});
     return CUDA_RESULT_OK;
 }
 
@@ -391,6 +422,7 @@ void driver_device_init(struct device *device)
     device->cuda = &driver.api;
     device->vmm = true;
     device->launch_bytes = (uint64_t)8 << 20;
+    device->kernels.many = DRIVER_MANY;
     snprintf(device->uuid, sizeof(device->uuid), "GPU-test");
     assert_int_equal(cuda_fences_init(&device->fences, device, &err), MLACAT_OK);
     assert_int_equal(cuda_segments_init(&device->segments, device, &err), MLACAT_OK);

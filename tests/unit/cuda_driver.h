@@ -25,6 +25,7 @@ enum driver_call {
 
 #define DRIVER_ALLOCATIONS 4096
 #define DRIVER_GRAIN ((size_t)2 << 20)
+#define DRIVER_MANY ((struct cuda_function *)(uintptr_t)77) /* the kernel for many calls */
 
 /* An allocation of another process. Its handle's first bytes are its index. */
 struct driver_allocation {
@@ -52,7 +53,8 @@ struct driver {
     uint32_t pages; /* registered now */
     uint32_t streams;
     uint32_t launches;
-    uint32_t launch_grid; /* sum */
+    uint32_t many_launches; /* of them, for many calls */
+    uint32_t launch_grid;   /* sum */
     int query_result;
 };
 
@@ -66,7 +68,11 @@ void driver_device_fini(struct device *device);
 /* The handle of allocation `index`, which has `size` bytes. */
 struct cuda_ipc_handle driver_allocate(uint32_t index, uint64_t size);
 
-/* The GPU does the next `nr` things that it was told to; returns how many there were. */
+/* The GPU does the next `nr` things that it was told to, in that order; returns how many there were. */
 uint32_t driver_work(uint32_t nr);
+/* The same of one CUDA stream, whatever the others have; they are numbered from 0 as they were made. */
+uint32_t driver_work_on(uint32_t index, uint32_t nr);
+/* What the stream has left. */
+uint32_t driver_things_on(uint32_t index);
 
 #endif

@@ -7,11 +7,13 @@
 #include <cmocka.h>
 
 #include "cuda_driver.h"
+#include "cuda_flights.h"
 #include "cuda_memory.h"
 #include "cuda_stream.h"
 
 #define MIB ((uint64_t)1 << 20)
 #define ALL 1000000
+#define OTHERS_NR (CUDA_FENCES_PER_SLAB / CUDA_LANES)
 
 static struct device device;
 static struct error err;
@@ -244,20 +246,20 @@ static void test_stream_goes_on_from_the_fence_of_an_older_one(void **state)
     assert_int_equal(submit(4, 1), DEVICE_OK);
     driver_work(ALL);
     assert_int_equal(poll(), 1);
-    struct device_stream *others[CUDA_FENCES_PER_SLAB];
-    for (uint32_t i = 0; i < CUDA_FENCES_PER_SLAB; i++) { /* one more than a slab has left: a second one */
+    struct device_stream *others[OTHERS_NR];
+    for (uint32_t i = 0; i < OTHERS_NR; i++) { /* one more than a slab has left: a second one */
         assert_int_equal(cuda_stream_open(&device, NULL, &others[i], &err), MLACAT_OK);
     }
     assert_int_equal(driver.pages, 2);
     cuda_stream_close(stream);
     assert_int_equal(cuda_stream_open(&device, NULL, &stream, &err), MLACAT_OK);
-    for (uint32_t i = 0; i < CUDA_FENCES_PER_SLAB; i++) {
+    for (uint32_t i = 0; i < OTHERS_NR; i++) {
         cuda_stream_close(others[i]);
         assert_int_equal(cuda_stream_open(&device, NULL, &others[i], &err), MLACAT_OK);
     }
     assert_int_equal(driver.pages, 2); /* none given back before the end, none made again */
     struct device_call call = call_of(4, 5);
-    for (uint32_t i = 0; i < CUDA_FENCES_PER_SLAB; i++) {
+    for (uint32_t i = 0; i < OTHERS_NR; i++) {
         assert_int_equal(submit_call(others[i], &call, &err), DEVICE_OK);
         assert_int_equal(cuda_stream_poll(others[i], done, 1, &err), 0);
         driver_work(ALL);
@@ -270,8 +272,12 @@ static void test_stream_open_each_call_failing_in_turn(void **state)
 {
     (void)state;
     struct device_stream *more;
-    driver.fail_at = 1;
-    assert_int_equal(cuda_stream_open(&device, NULL, &more, &err), MLACAT_RESOURCE_EXHAUSTED);
+    for (uint32_t fail_at = 1; fail_at <= CUDA_LANES; fail_at++) {
+        driver.total = 0;
+        driver.fail_at = fail_at;
+        assert_int_equal(cuda_stream_open(&device, NULL, &more, &err), MLACAT_RESOURCE_EXHAUSTED);
+        assert_int_equal(driver.streams, CUDA_LANES);
+    }
     driver.fail_at = 0;
     assert_int_equal(cuda_stream_open(&device, NULL, &more, &err), MLACAT_OK);
     cuda_stream_close(more);

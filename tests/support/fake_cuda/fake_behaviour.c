@@ -131,6 +131,8 @@ static bool take_value(struct fake_behaviour *behaviour, const char *word)
         behaviour->missing[find_call(value, strlen(value))] = true;
     } else if ((value = value_of(word, "delay_us="))) {
         behaviour->delay_us = (unsigned)strtoul(value, NULL, 10);
+    } else if ((value = value_of(word, "uneven="))) {
+        behaviour->uneven = strtoull(value, NULL, 10);
     } else if ((value = value_of(word, "devices="))) {
         behaviour->devices = (int)strtol(value, NULL, 10);
     } else if ((value = value_of(word, "visible="))) {

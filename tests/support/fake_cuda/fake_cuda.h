@@ -10,6 +10,7 @@
  *     missing=CALL            the driver does not have it
  *     manual                  streams stand still; fake_cuda_run runs them
  *     delay_us=N              each launch takes this long, on a thread of the library
+ *     uneven=SEED             ... or anything up to twice as long, so that streams overtake each other
  *     devices=N  memory=BYTES  driver=12020  attribute=NUMBER:VALUE
  *     visible=210             instead of devices: the process sees the host's GPUs 2, 1 and 0, in this order
  *     mig                     the devices are parts of a GPU

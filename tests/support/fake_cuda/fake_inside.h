@@ -63,6 +63,7 @@ struct fake_behaviour {
     bool same_process;
     bool already_mapped;
     unsigned delay_us;
+    uint64_t uneven; /* the state of the random numbers; 0: none */
     int devices;
     int gpus[FAKE_DEVICES_MAX]; /* the host's numbers of them */
     bool mig;
