@@ -37,6 +37,27 @@ void histogram_add(struct histogram *h, uint64_t value_ns)
     h->total++;
 }
 
+static void increment(uint64_t *count)
+{
+    __atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
+}
+
+void histogram_add_shared(struct histogram *h, uint64_t value_ns)
+{
+    increment(&h->counts[bucket_of(value_ns)]);
+    increment(&h->total);
+}
+
+/* The total is that of the buckets, which may have grown meanwhile. */
+void histogram_merge_shared(struct histogram *into, const struct histogram *from)
+{
+    for (uint32_t i = 0; i < HISTOGRAM_BUCKETS; i++) {
+        uint64_t count = __atomic_load_n(&from->counts[i], __ATOMIC_RELAXED);
+        into->counts[i] += count;
+        into->total += count;
+    }
+}
+
 uint64_t histogram_quantile(const struct histogram *h, double q)
 {
     if (h->total == 0) {

@@ -43,7 +43,7 @@ static void run_release(struct control_job *job)
 
 static void release_if_unused(struct buffer *buffer)
 {
-    if (!buffer->unwanted || buffer->pins > 0 || buffer->state == BUFFER_IMPORTING) {
+    if (!buffer->unwanted || buffer->pins > 0 || buffer->slot || buffer->state == BUFFER_IMPORTING) {
         return;
     }
     if (buffer->state == BUFFER_FAILED) {
@@ -114,6 +114,7 @@ enum mlacat_status buffer_import(struct engine *engine, struct control_lane *lan
     made->job = (struct control_job){
         .run = run_import, .done = on_import_done, .lane = lane, .is_import = engine->ops->import_holds_up};
     list_init(&made->job.link);
+    list_init(&made->leaving_link);
     engine_count_buffers(engine, 1);
     control_post(&engine->control, &made->job);
     *buffer = made;
@@ -132,9 +133,53 @@ void buffer_unpin(struct buffer *buffer)
     release_if_unused(buffer);
 }
 
+enum mlacat_status buffer_refuse_unknown(const char *name, struct wire_ref ref, struct error *err)
+{
+    return error_set(err, MLACAT_NOT_FOUND, "%s: this client has no buffer %u.%u: it was unregistered, or never was",
+                     name, ref.id, ref.generation);
+}
+
+enum mlacat_status buffer_check_engine(const struct buffer *buffer, const struct engine *engine, const char *name,
+                                       struct error *err)
+{
+    if (buffer->engine == engine) {
+        return MLACAT_OK;
+    }
+    return error_set(err, MLACAT_INVALID_ARGUMENT,
+                     "%s: its buffer is on device \"%s\", the stream is on \"%s\": use a stream of the buffer's device",
+                     name, buffer->engine->info.uuid, engine->info.uuid);
+}
+
+void buffer_publish(struct buffer *buffer, struct buffer_table *table)
+{
+    assert(buffer->state == BUFFER_LIVE && !buffer->unwanted && !buffer->slot);
+    buffer->slot = buffer_table_slot(table, buffer->ref.id);
+    if (buffer->slot) {
+        buffer_slot_publish(buffer->slot, buffer->ref.generation, buffer);
+    }
+}
+
+bool buffer_leave(struct buffer *buffer)
+{
+    if (!buffer_slot_unused(buffer->slot)) {
+        return false;
+    }
+    list_remove(&buffer->leaving_link);
+    buffer->slot = NULL;
+    buffer->handlers->on_unpublished(buffer);
+    release_if_unused(buffer);
+    return true;
+}
+
 void buffer_drop(struct buffer *buffer)
 {
     assert(!buffer->unwanted);
     buffer->unwanted = true;
-    release_if_unused(buffer);
+    if (!buffer->slot) {
+        release_if_unused(buffer);
+        return;
+    }
+    buffer_slot_withdraw(buffer->slot);
+    list_append(&buffer->engine->leaving, &buffer->leaving_link);
+    buffer_leave(buffer);
 }

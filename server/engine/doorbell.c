@@ -61,6 +61,26 @@ void doorbell_fini(struct doorbell *doorbell)
     doorbell->epoll_fd = -1;
 }
 
+/* By edge: its counter, which is a client's, stays as it is. */
+enum mlacat_status doorbell_watch(struct doorbell *doorbell, int fd, struct error *err)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    if (epoll_ctl(doorbell->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
+        return error_set(err, MLACAT_RESOURCE_EXHAUSTED,
+                         "cannot watch the doorbell of another stream: %s; close streams, or raise "
+                         "fs.epoll.max_user_watches",
+                         strerror(errno));
+    }
+    return MLACAT_OK;
+}
+
+/* To close it is not enough: others have the same eventfd. */
+void doorbell_forget(struct doorbell *doorbell, int fd)
+{
+    struct epoll_event event = {0};
+    epoll_ctl(doorbell->epoll_fd, EPOLL_CTL_DEL, fd, &event);
+}
+
 void doorbell_ring(struct doorbell *doorbell)
 {
     if (atomic_load(&doorbell->asleep) && atomic_exchange(&doorbell->asleep, 0)) {

@@ -33,6 +33,11 @@ void doorbell_fini(struct doorbell *doorbell);
 /* Wakes the receiver if it sleeps or is about to; no system call otherwise. */
 void doorbell_ring(struct doorbell *doorbell);
 
+/* Wakes the receiver, too, when somebody writes to this eventfd, which is neither read nor written here; no more after
+ * doorbell_forget. Any thread. RESOURCE_EXHAUSTED: the system's limit of watches. */
+enum mlacat_status doorbell_watch(struct doorbell *doorbell, int fd, struct error *err);
+void doorbell_forget(struct doorbell *doorbell, int fd);
+
 /* Receiver: 1. doorbell_arm, 2. look at every mailbox once more, 3. doorbell_sleep, or doorbell_disarm if something was
  * there. doorbell_nap is a sleep of at most `ns`. */
 void doorbell_arm(struct doorbell *doorbell);

@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "buffers.h"
 #include "log.h"
+#include "ring_stream.h"
 #include "stream.h"
 
 static void describe_absent(struct engine *engine, const struct error *why)
@@ -88,6 +90,7 @@ static void stop_workers(struct engine *engine)
 enum mlacat_status engine_start(struct engine *engine, const struct engine_options *options, struct error *err)
 {
     *engine = (struct engine){.ops = options->ops};
+    list_init(&engine->leaving);
     if (open_device(engine, options, err) != MLACAT_OK) {
         return err->code;
     }
@@ -123,6 +126,19 @@ void engine_stop(struct engine *engine)
     close_device(engine);
 }
 
+/* Buffers that only a worker held on to. */
+static bool let_go(struct engine *engine)
+{
+    bool any = false;
+    struct list_node *node = engine->leaving.next;
+    while (node != &engine->leaving) {
+        struct buffer *buffer = LIST_ENTRY(node, struct buffer, leaving_link);
+        node = node->next;
+        any |= buffer_leave(buffer);
+    }
+    return any;
+}
+
 bool engine_take(struct engine *engine)
 {
     bool any = control_take(&engine->control);
@@ -132,8 +148,29 @@ bool engine_take(struct engine *engine)
             stream_end_call(call->stream, call);
             any = true;
         }
+        struct ring_report *report;
+        while ((report = worker_take_report(&engine->workers[i]))) {
+            stream_take_report(report->ring->stream, report);
+            any = true;
+        }
     }
-    return any;
+    return any | let_go(engine);
+}
+
+uint32_t engine_ring_calls(const struct engine *engine)
+{
+    uint32_t calls_nr = 0;
+    for (uint32_t i = 0; i < engine->workers_nr; i++) {
+        calls_nr += worker_ring_calls(&engine->workers[i]);
+    }
+    return calls_nr;
+}
+
+void engine_drain(struct engine *engine)
+{
+    for (uint32_t i = 0; i < engine->workers_nr; i++) {
+        worker_drain(&engine->workers[i]);
+    }
 }
 
 uint32_t engine_calls(const struct engine *engine)
@@ -147,7 +184,7 @@ uint32_t engine_calls(const struct engine *engine)
 
 bool engine_idle(const struct engine *engine)
 {
-    return engine->buffers_nr == 0 && engine->events_nr == 0 && engine->streams_nr == 0;
+    return engine->buffers_nr == 0 && engine->events_nr == 0 && engine->rings_nr == 0 && engine->streams_nr == 0;
 }
 
 bool engine_stuck(struct engine *engine)
@@ -167,6 +204,11 @@ void engine_count_buffers(struct engine *engine, int change)
 void engine_count_events(struct engine *engine, int change)
 {
     engine->events_nr += (uint32_t)change;
+}
+
+void engine_count_rings(struct engine *engine, int change)
+{
+    engine->rings_nr += (uint32_t)change;
 }
 
 struct worker *engine_assign_worker(struct engine *engine)

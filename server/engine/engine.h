@@ -49,9 +49,11 @@ struct engine {
     struct control control;
     struct worker *workers;
     uint32_t workers_nr;
-    uint32_t buffers_nr; /* not gone yet */
-    uint32_t events_nr;  /* not gone yet */
-    uint32_t streams_nr; /* not gone yet */
+    uint32_t buffers_nr;      /* not gone yet */
+    uint32_t events_nr;       /* not gone yet */
+    uint32_t rings_nr;        /* pages not released yet */
+    uint32_t streams_nr;      /* not gone yet */
+    struct list_node leaving; /* struct buffer.leaving_link: unwanted, and a worker still has it */
     struct engine_times times;
 
     /* While the control thread looks for the device: its own, but `opening`. */
@@ -80,7 +82,14 @@ bool engine_idle(const struct engine *engine);
 /* True if a worker has made no round between this question and the last though it has calls. */
 bool engine_stuck(struct engine *engine);
 
-/* For buffers.c, events.c and stream.c. */
+/* Calls in flight from rings. */
+uint32_t engine_ring_calls(const struct engine *engine);
+
+/* Refuse what comes through rings; engine_ring_calls says when the last one has ended. */
+void engine_drain(struct engine *engine);
+
+/* For buffers.c, events.c, rings.c and stream.c. */
+void engine_count_rings(struct engine *engine, int change);
 void engine_count_buffers(struct engine *engine, int change);
 void engine_count_events(struct engine *engine, int change);
 /* The worker with the fewest streams; counts one more on it. */

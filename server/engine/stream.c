@@ -6,10 +6,17 @@
 #include <string.h>
 
 #include "engine.h"
+#include "ring_stream.h"
 
 static void stream_free(struct stream *stream)
 {
     engine_release_worker(stream->engine, stream->worker);
+    if (stream->ring) {
+        doorbell_forget(&stream->worker->doorbell, stream->ring->doorbell_fd);
+        stream->ring_calls_total = atomic_load_explicit(&stream->ring->calls_total, memory_order_relaxed);
+        ring_stream_free(stream->ring);
+        stream->ring = NULL; /* on_gone may let the rings go */
+    }
     stream->handlers->on_gone(stream);
     free(stream->calls);
     free(stream);
@@ -30,7 +37,8 @@ static void on_close_done(struct control_job *job)
  * itself. */
 static void close_if_unused(struct stream *stream)
 {
-    if (stream->state != STREAM_CLOSING || stream->calls_used > 0 || stream->at_control) {
+    if (stream->state != STREAM_CLOSING || stream->calls_used > 0 || stream->at_control ||
+        (stream->ring && stream->ring->attached)) {
         return;
     }
     stream->at_control = true;
@@ -42,7 +50,20 @@ static void close_if_unused(struct stream *stream)
 static void run_open(struct control_job *job)
 {
     struct stream *stream = LIST_ENTRY(job, struct stream, job);
-    stream->engine->ops->stream_open(stream->engine->device, NULL, &stream->device_stream, &stream->error);
+    struct engine *engine = stream->engine;
+    if (!stream->ring) {
+        engine->ops->stream_open(engine->device, NULL, &stream->device_stream, &stream->error);
+    } else if (rings_share_register(stream->ring->share, &stream->error) == MLACAT_OK) {
+        struct device_words words = ring_stream_words(stream->ring);
+        engine->ops->stream_open(engine->device, &words, &stream->device_stream, &stream->error);
+    }
+}
+
+static void attach(struct stream *stream)
+{
+    stream->ring->attached = true;
+    stream->ring->stream = stream;
+    worker_attach(stream->worker, &stream->ring->attach_mail);
 }
 
 static void on_open_done(struct control_job *job)
@@ -57,15 +78,29 @@ static void on_open_done(struct control_job *job)
         stream_free(stream);
     } else if (wanted) {
         stream->state = STREAM_OPEN;
+        if (stream->ring) {
+            attach(stream);
+        }
         stream->handlers->on_opened(stream);
     } else {
         close_if_unused(stream);
     }
 }
 
+static void init_lists(struct stream *stream)
+{
+    list_init(&stream->link);
+    list_init(&stream->free);
+    list_init(&stream->live);
+    list_init(&stream->held);
+    list_init(&stream->active_link);
+    list_init(&stream->queue);
+    list_init(&stream->launched);
+}
+
 enum mlacat_status stream_open(struct engine *engine, struct control_lane *lane, uint32_t calls_nr,
-                               const struct stream_handlers *handlers, void *owner, struct stream **stream,
-                               struct error *err)
+                               struct ring_stream *ring, const struct stream_handlers *handlers, void *owner,
+                               struct stream **stream, struct error *err)
 {
     struct stream *made = aligned_alloc(_Alignof(struct stream), sizeof(*made));
     struct call *calls = calloc(calls_nr, sizeof(*calls));
@@ -76,21 +111,22 @@ enum mlacat_status stream_open(struct engine *engine, struct control_lane *lane,
                          calls_nr);
     }
     memset(made, 0, sizeof(*made));
+    made->worker = engine_assign_worker(engine);
+    if (ring && doorbell_watch(&made->worker->doorbell, ring->doorbell_fd, err) != MLACAT_OK) {
+        engine_release_worker(engine, made->worker);
+        free(made);
+        free(calls);
+        return err->code;
+    }
     made->engine = engine;
     made->lane = lane;
+    made->ring = ring;
     made->handlers = handlers;
     made->owner = owner;
     made->calls = calls;
     made->calls_nr = calls_nr;
     made->at_control = true;
-    list_init(&made->link);
-    list_init(&made->free);
-    list_init(&made->live);
-    list_init(&made->held);
-    list_init(&made->active_link);
-    list_init(&made->queue);
-    list_init(&made->launched);
-    made->worker = engine_assign_worker(engine);
+    init_lists(made);
     made->job = (struct control_job){.run = run_open, .done = on_open_done, .lane = lane};
     list_init(&made->job.link);
     control_post(&engine->control, &made->job);
@@ -100,7 +136,7 @@ enum mlacat_status stream_open(struct engine *engine, struct control_lane *lane,
 
 /* Calls come into use from the start of the pool and are used again last in, first out: an idle stream's pool stays
  * untouched memory. */
-static struct call *fresh_call(struct stream *stream)
+struct call *stream_fresh_call(struct stream *stream)
 {
     struct list_node *node = list_take(&stream->free);
     if (node) {
@@ -119,7 +155,7 @@ static struct call *fresh_call(struct stream *stream)
 
 struct call *stream_get_call(struct stream *stream)
 {
-    struct call *call = fresh_call(stream);
+    struct call *call = stream_fresh_call(stream);
     if (!call) {
         return NULL;
     }
@@ -187,9 +223,34 @@ bool stream_withdraw(struct stream *stream, struct call *call, enum call_claim w
     return true;
 }
 
+/* Sequentially consistent, like all that a worker looks at before it sleeps (doorbell.h). */
+static void order_ring(struct stream *stream, enum ring_order order)
+{
+    if (stream->ring && atomic_load_explicit(&stream->ring->order, memory_order_relaxed) < (uint32_t)order) {
+        atomic_store(&stream->ring->order, order);
+        doorbell_ring(&stream->worker->doorbell);
+    }
+}
+
 void stream_close(struct stream *stream)
 {
     assert(stream->state != STREAM_CLOSING);
     stream->state = STREAM_CLOSING;
+    order_ring(stream, RING_FINISH);
+    close_if_unused(stream);
+}
+
+void stream_drop_ring(struct stream *stream)
+{
+    order_ring(stream, RING_DROP);
+}
+
+void stream_take_report(struct stream *stream, const struct ring_report *report)
+{
+    if (!report->detached) {
+        stream->handlers->on_broken(stream, &stream->ring->broken_why);
+        return;
+    }
+    stream->ring->attached = false;
     close_if_unused(stream);
 }

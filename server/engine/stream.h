@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A client's ordered lane on one device: its pool of calls on the loop's side, its queue on the worker's.
+ * A client's ordered lane on one device: its pool of calls on the loop's side, its queue on the worker's. With a ring
+ * the pool is the worker's too (ring_stream.h).
  *
  *   OPENING -> OPEN -> CLOSING -> freed      (loop)
  *   OPENING -> freed                         (loop: the device refused; `error` says why)
@@ -23,6 +24,8 @@
 #include "wire.h"
 
 struct engine;
+struct ring_report;
+struct ring_stream;
 struct stream;
 struct worker;
 
@@ -32,6 +35,8 @@ struct stream_handlers {
     /* The call is DONE, its buffers still pinned; the handler unpins them and gives the call back with stream_put_call,
      * now or later. */
     void (*on_call_done)(struct stream *stream, struct call *call);
+    /* Of a stream with a ring: its client broke the ring (scope SESSION), or the device is lost (DEVICE). Once. */
+    void (*on_broken)(struct stream *stream, const struct error *why);
     void (*on_gone)(struct stream *stream);
 };
 
@@ -50,6 +55,8 @@ struct stream {
     enum stream_state state;
     bool at_control; /* the control thread has the stream: it opens or closes it */
     struct error error;
+    struct ring_stream *ring;  /* NULL: its calls come by packets */
+    uint64_t ring_calls_total; /* when it is gone */
     struct call *calls;
     uint32_t calls_nr;
     uint32_t calls_touched; /* were in use at least once */
@@ -67,10 +74,10 @@ struct stream {
     struct error lost_error; /* worker: how */
 };
 
-/* Opens in the client's `lane`, and will close there. */
+/* Opens in the client's `lane`, and will close there. `ring`, or NULL, is the stream's if it returns OK. */
 enum mlacat_status stream_open(struct engine *engine, struct control_lane *lane, uint32_t calls_nr,
-                               const struct stream_handlers *handlers, void *owner, struct stream **stream,
-                               struct error *err);
+                               struct ring_stream *ring, const struct stream_handlers *handlers, void *owner,
+                               struct stream **stream, struct error *err);
 
 /* A fresh call, BOUND, on the live list; NULL: all are in use. */
 struct call *stream_get_call(struct stream *stream);
@@ -86,10 +93,18 @@ void stream_fail_call(struct stream *stream, struct call *call, const struct err
 /* Withdraws a call. false: the worker has launched it, or it has ended. */
 bool stream_withdraw(struct stream *stream, struct call *call, enum call_claim why);
 
+/* A call of the pool in no state; NULL: all are in use. For ring_stream.c, which returns it to `free`. */
+struct call *stream_fresh_call(struct stream *stream);
+
+/* For engine.c: word from the worker of a ring. */
+void stream_take_report(struct stream *stream, const struct ring_report *report);
+
 /* For engine.c: the worker gave the call back. */
 void stream_end_call(struct stream *stream, struct call *call);
 
 /* No more calls: the stream goes after its last one. Once. */
 void stream_close(struct stream *stream);
+/* Nobody waits for the calls of its ring: those that are not launched are dropped. Before or after stream_close. */
+void stream_drop_ring(struct stream *stream);
 
 #endif

@@ -9,6 +9,8 @@
  *   DONE -> FREE       (loop: the completion was sent, or nobody is left to read it)
  *   BOUND -> FREE      (loop: refused at once; the refusal was the answer)
  *
+ * A call that came through a ring has no state: all of it is the worker's.
+ *
  * Owns:     nothing; it lives in its stream's pool and carries the pins of its buffers and its event.
  * Thread:   the loop thread, but while SUBMITTED the worker's fields belong to the worker; `claim` is shared.
  * Lifetime: as long as its stream.
@@ -59,6 +61,13 @@ struct call {
     uint64_t launched_ns;        /* worker; 0: never */
     uint64_t ended_ns;           /* worker */
     struct error error;          /* worker while SUBMITTED, else loop */
+
+    /* Of a ring. */
+    uint64_t sequence; /* of its entry */
+    uint64_t ready;    /* if `gated`: what the stream's `ready` word must reach before the launch */
+    bool gated;
+    bool tell_done;   /* the client's GPU waits for its end */
+    bool signal_only; /* it has failed unlaunched, with `error`, and stays in its place to tell so */
 };
 
 /* The one setter: asserts that the arrow exists. */

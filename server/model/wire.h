@@ -27,7 +27,7 @@
 #define WIRE_UUID_BYTES 64 /* with the NUL */
 #define WIRE_BOOT_ID_BYTES 16
 #define WIRE_COMPLETIONS_MAX 128    /* in one packet: with the longest messages they fit into WIRE_PACKET_BYTES */
-#define WIRE_FEATURES ((uint64_t)3) /* FEATURE_INLINE_MEMORY, FEATURE_EVENTS */
+#define WIRE_FEATURES ((uint64_t)7) /* FEATURE_INLINE_MEMORY, FEATURE_EVENTS, FEATURE_RING */
 
 /* BufferRef, EventRef and StreamRef. */
 struct wire_ref {

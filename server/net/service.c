@@ -114,30 +114,69 @@ uint32_t service_calls(const struct service *service)
     for (struct list_node *node = service->sessions.next; node != &service->sessions; node = node->next) {
         calls_nr += LIST_ENTRY(node, struct session, link)->calls_nr;
     }
+    for (uint32_t i = 0; i < service->engines_nr; i++) {
+        calls_nr += engine_ring_calls(&service->engines[i]);
+    }
     return calls_nr;
+}
+
+bool service_has_rings(const struct service *service)
+{
+    for (uint32_t i = 0; i < service->engines_nr; i++) {
+        if (service->engines[i].rings_nr > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void service_drain_rings(struct service *service)
+{
+    for (uint32_t i = 0; i < service->engines_nr; i++) {
+        engine_drain(&service->engines[i]);
+    }
+}
+
+static void merge_rings(const struct engine *engine, uint32_t op, struct op_counters *into)
+{
+    for (uint32_t i = 0; i < engine->workers_nr; i++) {
+        counters_merge_op(into, &engine->workers[i].counters, op);
+    }
+}
+
+static uint64_t count_outcome(const struct service *service, uint32_t code)
+{
+    uint64_t count = service->outcomes[code];
+    for (uint32_t e = 0; e < service->engines_nr; e++) {
+        for (uint32_t i = 0; i < service->engines[e].workers_nr; i++) {
+            count += counters_outcome(&service->engines[e].workers[i].counters, code);
+        }
+    }
+    return count;
 }
 
 static void gather_ops(struct service *service, struct wire_stats *stats)
 {
     for (uint32_t e = 0; e < service->engines_nr; e++) {
         for (uint32_t i = 0; op_at(i) && stats->ops_nr < WIRE_OP_STATS_MAX; i++) {
-            const struct op_counters *counters = &service->ops[e][op_at(i)->number];
+            struct op_counters counters = service->ops[e][op_at(i)->number];
+            merge_rings(&service->engines[e], op_at(i)->number, &counters);
             stats->ops[stats->ops_nr++] = (struct wire_op_stats){
                 .op = op_at(i)->number,
                 .device_uuid = service->engines[e].info.uuid,
-                .calls = counters->calls,
-                .bytes = counters->bytes,
-                .queue_ns_p50 = histogram_quantile(&counters->queue, 0.5),
-                .queue_ns_p99 = histogram_quantile(&counters->queue, 0.99),
-                .device_ns_p50 = histogram_quantile(&counters->device, 0.5),
-                .device_ns_p99 = histogram_quantile(&counters->device, 0.99),
+                .calls = counters.calls,
+                .bytes = counters.bytes,
+                .queue_ns_p50 = histogram_quantile(&counters.queue, 0.5),
+                .queue_ns_p99 = histogram_quantile(&counters.queue, 0.99),
+                .device_ns_p50 = histogram_quantile(&counters.device, 0.5),
+                .device_ns_p99 = histogram_quantile(&counters.device, 0.99),
             };
         }
     }
     for (uint32_t code = 0; code < SERVICE_STATUSES; code++) {
-        if (service->outcomes[code]) {
-            stats->outcomes[stats->outcomes_nr++] =
-                (struct wire_status_count){.code = code, .count = service->outcomes[code]};
+        uint64_t count = count_outcome(service, code);
+        if (count) {
+            stats->outcomes[stats->outcomes_nr++] = (struct wire_status_count){.code = code, .count = count};
         }
     }
 }
@@ -169,7 +208,10 @@ static void gather_clients(struct service *service, struct wire_stats *stats)
         stats->streams += session->streams.used_nr;
         stats->buffers += session->buffers_nr;
         stats->mapped_bytes += session->mapped_bytes;
-        stats->calls_in_flight += session->calls_nr;
+        uint64_t ring_calls_total;
+        uint32_t ring_calls_nr;
+        session_count_ring_calls(session, &ring_calls_total, &ring_calls_nr);
+        stats->calls_in_flight += session->calls_nr + ring_calls_nr;
         if (session->state != SESSION_OPEN || stats->client_stats_nr == WIRE_CLIENT_STATS_MAX) {
             continue;
         }
@@ -181,8 +223,8 @@ static void gather_clients(struct service *service, struct wire_stats *stats)
             .streams = session->streams.used_nr,
             .buffers = session->buffers.used_nr,
             .mapped_bytes = session->mapped_bytes,
-            .calls = session->calls_total,
-            .calls_in_flight = session->calls_nr,
+            .calls = session->calls_total + ring_calls_total,
+            .calls_in_flight = session->calls_nr + ring_calls_nr,
         };
     }
 }

@@ -15,6 +15,7 @@
 #include <uv.h>
 
 #include "conn.h"
+#include "counters.h"
 #include "engine.h"
 #include "histogram.h"
 #include "list.h"
@@ -23,14 +24,6 @@
 
 #define SERVICE_ENGINES_MAX WIRE_DEVICES_MAX
 #define SERVICE_STATUSES 17
-
-/* Of one op on one device. */
-struct op_counters {
-    uint64_t calls;
-    uint64_t bytes;
-    struct histogram queue;
-    struct histogram device;
-};
 
 struct service_limits {
     uint32_t clients;
@@ -100,6 +93,12 @@ static inline void service_awake(struct service *service)
 /* Hands out what the engines have finished and sends completions; until nothing is left. Returns true if there was
  * something. */
 bool service_take(struct service *service);
+
+/* A client has streams with rings, or had. */
+bool service_has_rings(const struct service *service);
+
+/* What comes through rings is refused from now on; service_calls says when the last one has ended. */
+void service_drain_rings(struct service *service);
 
 /* Calls accepted and not yet answered, of all clients. */
 uint32_t service_calls(const struct service *service);

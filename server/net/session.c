@@ -12,6 +12,7 @@
 #include "completion.h"
 #include "log.h"
 #include "op.h"
+#include "rings.h"
 #include "stream.h"
 
 #define NS_PER_MS UINT64_C(1000000)
@@ -26,6 +27,9 @@ void session_part_gone(struct session *session)
     handles_fini(&session->buffers);
     handles_fini(&session->events);
     handles_fini(&session->streams);
+    if (session->rings) {
+        rings_free(session->rings);
+    }
     list_remove(&session->link);
     session->service->sessions_nr--;
     free(session);
@@ -183,14 +187,6 @@ static void on_set_log_level(struct session *session, struct wire_message *messa
     session_answer(session, message->request_id, NULL);
 }
 
-static void refuse_rings(struct session *session, struct wire_message *message, struct conn_packet *packet)
-{
-    struct error err;
-    (void)packet;
-    error_set(&err, MLACAT_UNIMPLEMENTED, "this service has no rings: send calls as packets");
-    session_answer(session, message->request_id, &err);
-}
-
 static const struct {
     void (*handle)(struct session *session, struct wire_message *message, struct conn_packet *packet);
     enum session_state state; /* that it belongs to */
@@ -208,7 +204,7 @@ static const struct {
     [WIRE_HEALTH] = {on_health, SESSION_OPEN},
     [WIRE_DRAIN] = {on_drain, SESSION_OPEN},
     [WIRE_SET_LOG_LEVEL] = {on_set_log_level, SESSION_OPEN},
-    [WIRE_OPEN_RINGS] = {refuse_rings, SESSION_OPEN},
+    [WIRE_OPEN_RINGS] = {session_open_rings, SESSION_OPEN},
 };
 
 /* --------------------------------------------------------------------------------------------- connection */
@@ -345,8 +341,11 @@ static void log_end(const struct session *session, const struct error *why)
         log_warning("client_dropped", "pid=%d uid=%u name=%s status=%s reason=%s", (int)session->peer.pid,
                     session->peer.uid, name, status_name(why->code), log_text(why->message));
     } else {
+        uint64_t ring_calls_total;
+        uint32_t ring_calls_nr;
+        session_count_ring_calls(session, &ring_calls_total, &ring_calls_nr);
         log_info("client_gone", "pid=%d uid=%u name=%s calls=%" PRIu64, (int)session->peer.pid, session->peer.uid, name,
-                 session->calls_total);
+                 session->calls_total + ring_calls_total);
     }
 }
 

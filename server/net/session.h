@@ -29,6 +29,8 @@
 #include "wire.h"
 
 struct buffer;
+struct ring_stream;
+struct rings;
 struct stream;
 
 enum session_state { SESSION_GREETING, SESSION_OPEN, SESSION_CLOSED };
@@ -60,7 +62,9 @@ struct session {
     uint32_t imports_nr;                            /* of memory and of events, under way */
     uint64_t mapped_bytes;
     uint64_t calls_total;
-    uint32_t calls_nr; /* accepted and not answered */
+    uint32_t calls_nr;         /* accepted and not answered */
+    struct rings *rings;       /* NULL: the client has not asked for them */
+    uint64_t ring_calls_total; /* of streams that are gone */
 
     struct list_node done;        /* struct call.link: calls to be answered, in order of their end */
     struct list_node unsent_link; /* on service->unsent while `done` is not empty and the socket may take more */
@@ -97,6 +101,9 @@ void session_count_import(struct session *session, int change);
 /* session_memory.c */
 void session_register_buffer(struct session *session, struct wire_message *message, struct conn_packet *packet);
 void session_unregister_buffer(struct session *session, struct wire_message *message, struct conn_packet *packet);
+/* NULL: no registered buffer has that name. A client learns the name only when the import is done; one that guesses it
+ * finds nothing. */
+struct buffer *session_find_buffer(struct session *session, struct wire_ref ref);
 /* Imports the memory of one operand of a call: pins it. */
 enum mlacat_status session_import_inline(struct session *session, struct call *call, int operand,
                                          struct memory_request *memory, struct conn_packet *packet, struct error *err);
@@ -119,8 +126,20 @@ void session_open_stream(struct session *session, struct wire_message *message, 
 void session_close_stream(struct session *session, struct wire_message *message, struct conn_packet *packet);
 /* NULL: no open stream has that name. */
 struct stream *session_find_stream(struct session *session, struct wire_ref ref, struct error *err);
+/* The same for packets that are about its calls: NULL for a stream with a ring too. */
+struct stream *session_find_packet_stream(struct session *session, struct wire_ref ref, struct error *err);
 /* Withdraws every call and closes every stream. */
 void session_close_streams(struct session *session);
+
+/* session_rings.c */
+void session_open_rings(struct session *session, struct wire_message *message, struct conn_packet *packet);
+/* A ring for a new stream. FAILED_PRECONDITION: no OpenRings yet. RESOURCE_EXHAUSTED. */
+enum mlacat_status session_new_ring(struct session *session, struct engine *engine, struct ring_stream **ring,
+                                    struct error *err);
+/* The stream's on_broken. */
+void session_ring_broken(struct stream *stream, const struct error *why);
+/* Calls that came through rings; they are in neither calls_total nor calls_nr. */
+void session_count_ring_calls(const struct session *session, uint64_t *total, uint32_t *in_flight);
 
 /* session_calls.c */
 void session_submit(struct session *session, struct wire_message *message, struct conn_packet *packet);

@@ -114,19 +114,14 @@ void session_check_deadlines(struct session *session)
 static enum mlacat_status bind_buffer(struct session *session, struct call *call, int operand, struct wire_ref ref,
                                       struct error *err)
 {
-    struct buffer *buffer = handles_find(&session->buffers, ref);
+    struct buffer *buffer = session_find_buffer(session, ref);
     const struct op_info *op = op_find(call->request.op);
     const char *name = op ? op->operand[operand] : "operand";
-    if (!buffer || buffer->state != BUFFER_LIVE) {
-        return error_set(err, MLACAT_NOT_FOUND,
-                         "%s: this client has no buffer %u.%u: it was unregistered, or never was", name, ref.id,
-                         ref.generation);
+    if (!buffer) {
+        return buffer_refuse_unknown(name, ref, err);
     }
-    if (buffer->engine != call->stream->engine) {
-        return error_set(err, MLACAT_INVALID_ARGUMENT,
-                         "%s: its buffer is on device \"%s\", the stream is on \"%s\": use a stream of the buffer's "
-                         "device",
-                         name, buffer->engine->info.uuid, call->stream->engine->info.uuid);
+    if (buffer_check_engine(buffer, call->stream->engine, name, err) != MLACAT_OK) {
+        return err->code;
     }
     buffer_pin(buffer);
     call->buffer[operand] = buffer;
@@ -205,7 +200,7 @@ void session_submit(struct session *session, struct wire_message *message, struc
 {
     struct wire_ref ref = message->submit.stream;
     struct error stream_err;
-    struct stream *stream = session_find_stream(session, ref, &stream_err);
+    struct stream *stream = session_find_packet_stream(session, ref, &stream_err);
     uint64_t now_ns = clock_now_ns();
     for (uint32_t i = 0; i < message->submit.calls_nr; i++) {
         struct wire_call wire;
@@ -228,7 +223,7 @@ void session_submit(struct session *session, struct wire_message *message, struc
 void session_cancel(struct session *session, struct wire_message *message, struct conn_packet *packet)
 {
     struct error err;
-    struct stream *stream = session_find_stream(session, message->cancel.stream, &err);
+    struct stream *stream = session_find_packet_stream(session, message->cancel.stream, &err);
     (void)packet;
     if (!stream) {
         goto fail;

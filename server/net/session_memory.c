@@ -3,6 +3,7 @@
 
 #include "buffers.h"
 #include "events.h"
+#include "rings.h"
 #include "session.h"
 #include "stream.h"
 
@@ -12,6 +13,27 @@ static void on_gone(struct buffer *buffer)
     session->mapped_bytes -= buffer->charged_bytes;
     session->buffers_nr--;
     session_part_gone(session);
+}
+
+static void on_unpublished(struct buffer *buffer)
+{
+    struct session *session = buffer->owner;
+    handles_remove(&session->buffers, buffer->ref);
+}
+
+/* A worker may find a published buffer by its name for a moment yet: only then the name is free for another. */
+static void drop_registered(struct session *session, struct buffer *buffer)
+{
+    if (!buffer->slot) {
+        handles_remove(&session->buffers, buffer->ref);
+    }
+    buffer_drop(buffer);
+}
+
+struct buffer *session_find_buffer(struct session *session, struct wire_ref ref)
+{
+    struct buffer *buffer = handles_find(&session->buffers, ref);
+    return buffer && buffer->state == BUFFER_LIVE && !buffer->unwanted ? buffer : NULL;
 }
 
 static uint64_t room_bytes(const struct session *session)
@@ -42,9 +64,11 @@ static void on_registered(struct session *session, struct buffer *buffer)
 {
     if (charge(session, buffer) != MLACAT_OK) {
         session_answer(session, buffer->request_id, &buffer->error);
-        handles_remove(&session->buffers, buffer->ref);
-        buffer_drop(buffer);
+        drop_registered(session, buffer);
         return;
+    }
+    if (session->rings) {
+        buffer_publish(buffer, &session->rings->table);
     }
     size_t size = wire_encode_buffer_registered(session->service->packet, buffer->request_id, buffer->ref,
                                                 buffer->info.memory.size_bytes);
@@ -72,7 +96,8 @@ static void on_imported(struct buffer *buffer)
     session_call_imported(call);
 }
 
-static const struct buffer_handlers buffer_handlers = {.on_imported = on_imported, .on_gone = on_gone};
+static const struct buffer_handlers buffer_handlers = {
+    .on_imported = on_imported, .on_unpublished = on_unpublished, .on_gone = on_gone};
 
 /* The request's indices into the packet's descriptors become the descriptors. */
 static void take_fds(struct memory_request *memory, struct conn_packet *packet)
@@ -129,18 +154,16 @@ fail:
 void session_unregister_buffer(struct session *session, struct wire_message *message, struct conn_packet *packet)
 {
     struct wire_ref ref = message->unregister_buffer;
-    struct buffer *buffer = handles_find(&session->buffers, ref);
+    struct buffer *buffer = session_find_buffer(session, ref);
     (void)packet;
-    /* A client learns the name only when the import is done; one that guesses it finds nothing. */
-    if (!buffer || buffer->state != BUFFER_LIVE) {
+    if (!buffer) {
         struct error err;
         error_set(&err, MLACAT_NOT_FOUND, "this client has no buffer %u.%u: it was unregistered, or never was", ref.id,
                   ref.generation);
         session_answer(session, message->request_id, &err);
         return;
     }
-    handles_remove(&session->buffers, ref);
-    buffer_drop(buffer);
+    drop_registered(session, buffer);
     session_answer(session, message->request_id, NULL);
 }
 
@@ -186,9 +209,8 @@ void session_drop_buffers(struct session *session)
 {
     for (uint32_t id = 0; id < session->buffers.slots_nr; id++) {
         struct buffer *buffer = session->buffers.slots[id].object;
-        if (buffer) {
-            handles_remove(&session->buffers, buffer->ref);
-            buffer_drop(buffer);
+        if (buffer && !buffer->unwanted) {
+            drop_registered(session, buffer);
         }
     }
 }

@@ -147,6 +147,7 @@ static void start_drain(void *owner)
     systemd_notify("STOPPING=1\nSTATUS=draining, %u calls to answer", service_calls(&daemon->service));
     daemon->service.draining = true;
     devices_give_up(&daemon->devices);
+    service_drain_rings(&daemon->service);
     close_listener(daemon);
     uv_timer_start(&daemon->drain, on_drain_timeout, daemon->config.drain_timeout_ms, 0);
 }
@@ -176,12 +177,18 @@ static void check_progress(struct daemon *daemon)
 
 /* --------------------------------------------------------------------------------------------- the loop's sleep */
 
+/* Of calls that come through rings the loop does not hear. */
+static bool is_worth_watching(const struct daemon *daemon)
+{
+    return service_calls_at_workers(&daemon->service) > 0 || service_has_rings(&daemon->service);
+}
+
 static void on_turn(void *owner)
 {
     struct daemon *daemon = owner;
     check_progress(daemon);
     if (daemon->progress_ms != 0 && !uv_is_active((uv_handle_t *)&daemon->progress) && daemon->state < DAEMON_STOPPED &&
-        service_calls_at_workers(&daemon->service) > 0) {
+        is_worth_watching(daemon)) {
         uv_timer_again(&daemon->progress);
     }
 }
@@ -199,7 +206,7 @@ static void on_progress(uv_timer_t *timer)
     if (daemon->watchdog && !stuck) {
         systemd_notify("WATCHDOG=1");
     }
-    if (!daemon->watchdog && !stuck && service_calls_at_workers(&daemon->service) == 0) {
+    if (!daemon->watchdog && !stuck && !is_worth_watching(daemon)) {
         uv_timer_stop(timer);
     }
 }

@@ -212,8 +212,8 @@ static void on_buffer_gone(struct buffer *b)
     buffers_gone++;
 }
 
-static const struct stream_handlers stream_handlers = {on_opened, on_call_done, on_stream_gone};
-static const struct buffer_handlers buffer_handlers = {on_imported, on_buffer_gone};
+static const struct stream_handlers stream_handlers = {on_opened, on_call_done, NULL, on_stream_gone};
+static const struct buffer_handlers buffer_handlers = {on_imported, NULL, on_buffer_gone};
 
 /* Turns the loop until the condition holds; the alarm of main() ends a test that waits in vain. */
 #define TURN_UNTIL(condition) \
@@ -257,7 +257,7 @@ static int setup(void **state)
     bell.wake = no_wake;
     control_lane_init(&lane);
     assert_int_equal(engine_start(&engine, &options, &err), MLACAT_OK);
-    assert_int_equal(stream_open(&engine, &lane, CALLS, &stream_handlers, NULL, &stream, &err), MLACAT_OK);
+    assert_int_equal(stream_open(&engine, &lane, CALLS, NULL, &stream_handlers, NULL, &stream, &err), MLACAT_OK);
     buffer = import();
     TURN_UNTIL(opened == 1 && imported == 1);
     return 0;
@@ -481,7 +481,7 @@ static void test_engine_stream_closed_while_opening_goes(void **state)
     struct stream *second;
     struct error err;
     (void)state;
-    assert_int_equal(stream_open(&engine, &lane, CALLS, &stream_handlers, NULL, &second, &err), MLACAT_OK);
+    assert_int_equal(stream_open(&engine, &lane, CALLS, NULL, &stream_handlers, NULL, &second, &err), MLACAT_OK);
     stream_close(second);
     TURN_UNTIL(streams_gone == 1);
     assert_int_equal(opened, 1);
@@ -494,7 +494,7 @@ static void test_engine_tells_a_stream_that_the_device_refuses(void **state)
     struct error err;
     (void)state;
     paper.refuse_open = 1;
-    assert_int_equal(stream_open(&engine, &lane, CALLS, &stream_handlers, NULL, &second, &err), MLACAT_OK);
+    assert_int_equal(stream_open(&engine, &lane, CALLS, NULL, &stream_handlers, NULL, &second, &err), MLACAT_OK);
     TURN_UNTIL(streams_gone == 1);
     assert_int_equal(opened, 2);
     assert_int_equal(paper.closed, 0);

@@ -89,6 +89,14 @@ static void on_call_done(struct stream *s, struct call *call)
     stream_put_call(s, call);
 }
 
+/* No stream here has a ring. */
+static void on_broken(struct stream *s, const struct error *why)
+{
+    (void)s;
+    (void)why;
+    fail();
+}
+
 static void on_stream_gone(struct stream *s)
 {
     (void)s;
@@ -106,7 +114,7 @@ static void on_event_gone(struct event *e)
     events_gone++;
 }
 
-static const struct stream_handlers stream_handlers = {on_opened, on_call_done, on_stream_gone};
+static const struct stream_handlers stream_handlers = {on_opened, on_call_done, on_broken, on_stream_gone};
 static const struct event_handlers event_handlers = {on_imported, on_event_gone};
 
 /* Turns the loop until the condition holds; the alarm of main() ends a test that waits in vain. */
@@ -166,7 +174,8 @@ static int setup(void **state)
     control_lane_init(&lane);
     assert_int_equal(engine_start(&engine, &options, &err), MLACAT_OK);
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(stream_open(&engine, &lane, CALLS, &stream_handlers, NULL, &streams[i], &err), MLACAT_OK);
+        assert_int_equal(stream_open(&engine, &lane, CALLS, NULL, &stream_handlers, NULL, &streams[i], &err),
+                         MLACAT_OK);
     }
     event = import();
     TURN_UNTIL(opened == 2 && imported == 1);

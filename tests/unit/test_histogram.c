@@ -90,6 +90,23 @@ static void test_histogram_one_slow_call_in_a_thousand(void **state)
     assert_true(histogram_quantile(&h, 1.0) >= 1000000);
 }
 
+/* While it is read it grows: what is read counts each value once. */
+static void test_histogram_merge_adds_what_a_shared_one_has(void **state)
+{
+    static struct histogram shared;
+    (void)state;
+    memset(&shared, 0, sizeof(shared));
+    histogram_add(&h, 10);
+    for (int i = 0; i < 3; i++) {
+        histogram_add_shared(&shared, 1000);
+    }
+    histogram_merge_shared(&h, &shared);
+    assert_int_equal(h.total, 4);
+    assert_int_equal(shared.total, 3);
+    assert_int_equal(histogram_quantile(&h, 0.25), 10);
+    assert_true(histogram_quantile(&h, 0.5) >= 1000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -99,6 +116,7 @@ int main(void)
         cmocka_unit_test_setup(test_histogram_counts_past_the_end_in_the_last_bucket, setup),
         cmocka_unit_test_setup(test_histogram_quantiles_by_rank, setup),
         cmocka_unit_test_setup(test_histogram_one_slow_call_in_a_thousand, setup),
+        cmocka_unit_test_setup(test_histogram_merge_adds_what_a_shared_one_has, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

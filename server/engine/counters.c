@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "counters.h"
+
+static void add(uint64_t *count, uint64_t more)
+{
+    __atomic_store_n(count, *count + more, __ATOMIC_RELAXED);
+}
+
+void counters_add(struct counters *counters, const struct call *call)
+{
+    add(&counters->outcomes[call->error.code], 1);
+    if (call->error.code != MLACAT_OK) {
+        return;
+    }
+    struct op_counters *op = &counters->ops[call->plan.op];
+    add(&op->calls, 1);
+    add(&op->bytes, call->plan.bytes);
+    histogram_add_shared(&op->queue, call->launched_ns - call->received_ns);
+    histogram_add_shared(&op->device, call->ended_ns - call->launched_ns);
+}
+
+void counters_merge_op(struct op_counters *into, const struct counters *from, uint32_t op)
+{
+    into->calls += __atomic_load_n(&from->ops[op].calls, __ATOMIC_RELAXED);
+    into->bytes += __atomic_load_n(&from->ops[op].bytes, __ATOMIC_RELAXED);
+    histogram_merge_shared(&into->queue, &from->ops[op].queue);
+    histogram_merge_shared(&into->device, &from->ops[op].device);
+}
+
+uint64_t counters_outcome(const struct counters *counters, uint32_t status)
+{
+    return __atomic_load_n(&counters->outcomes[status], __ATOMIC_RELAXED);
+}

@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Streams with rings in the engine, over a device made of paper: what is launched together, what the client is told
+ * when, and how a stream ends. The test plays the client and the loop. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "buffers.h"
+#include "engine.h"
+#include "mlacat_ring.h"
+#include "paper_device.h"
+#include "ring_stream.h"
+#include "stream.h"
+
+#define ENTRIES 64
+#define STRESS_CALLS 20000
+
+/* ------------------------------------------------------------------------------------------ the loop */
+
+static struct engine engine;
+static struct control_lane lane;
+static struct loop_bell bell;
+static struct rings *rings;
+static struct stream *stream;
+static struct buffer *buffer;
+static int opened;
+static int gone;
+static int imported;
+static int unpublished;
+static int broken_nr;
+static struct error broken;
+
+static void no_wake(void *arg)
+{
+    (void)arg;
+}
+
+static void on_opened(struct stream *s)
+{
+    assert_int_equal(s->state, STREAM_OPEN);
+    opened++;
+}
+
+static void on_broken(struct stream *s, const struct error *why)
+{
+    (void)s;
+    broken_nr++;
+    broken = *why;
+}
+
+static void on_gone(struct stream *s)
+{
+    (void)s;
+    gone++;
+}
+
+static void on_imported(struct buffer *b)
+{
+    b->ref = (struct wire_ref){(uint32_t)imported, 1};
+    imported++;
+}
+
+static void on_unpublished(struct buffer *b)
+{
+    (void)b;
+    unpublished++;
+}
+
+static void on_buffer_gone(struct buffer *b)
+{
+    (void)b;
+}
+
+static const struct stream_handlers stream_handlers = {
+    .on_opened = on_opened, .on_broken = on_broken, .on_gone = on_gone};
+static const struct buffer_handlers buffer_handlers = {
+    .on_imported = on_imported, .on_unpublished = on_unpublished, .on_gone = on_buffer_gone};
+
+/* Turns the loop until the condition holds; the alarm of main() ends a test that waits in vain. */
+#define TURN_UNTIL(condition) \
+    while (!(condition)) {    \
+        engine_take(&engine); \
+        sched_yield();        \
+    }
+
+static struct buffer *publish(void)
+{
+    static const struct memory_request request = {.kind = MEMORY_HOST};
+    struct buffer *made;
+    struct error err;
+    int before = imported;
+    assert_int_equal(buffer_import(&engine, &lane, &request, &buffer_handlers, NULL, &made, &err), MLACAT_OK);
+    TURN_UNTIL(imported == before + 1);
+    buffer_publish(made, &rings->table);
+    return made;
+}
+
+static _Atomic uint32_t naps;
+static _Atomic bool long_naps; /* a nap ends only by a ring */
+
+void __real_doorbell_nap(struct doorbell *doorbell, uint64_t ns);
+void __wrap_doorbell_nap(struct doorbell *doorbell, uint64_t ns);
+
+void __wrap_doorbell_nap(struct doorbell *doorbell, uint64_t ns)
+{
+    bool is_long = long_naps;
+    naps++;
+    __real_doorbell_nap(doorbell, is_long ? UINT64_C(3600000000000) : ns);
+}
+
+/* ------------------------------------------------------------------------------------------ the client */
+
+static struct mlacat_ring_client *client;
+static const struct mlacat_ring_daemon *daemon_page;
+static int doorbell_fd; /* as the client has it */
+static uint32_t tail;
+static uint32_t head;
+
+static struct mlacat_ring_submission *write_entry(uint64_t id, uint32_t flags)
+{
+    struct mlacat_ring_submission *entries = (void *)(rings->pages->client + rings->pages->submissions_offset);
+    struct mlacat_ring_submission *entry = &entries[tail++ % ENTRIES];
+    memset(entry, 0, sizeof(*entry));
+    entry->call_id = id;
+    entry->op = OP_CONCAT_MLA_ABSORB_Q;
+    entry->dtype = 1;
+    entry->flags = flags;
+    entry->dim0 = entry->dim1 = 1;
+    entry->width_first = entry->width_second = 4;
+    for (int i = 0; i < 3; i++) {
+        entry->buffer[i] = (struct mlacat_ring_buffer){buffer ? buffer->ref.id : 0, 1};
+        entry->offset_bytes[i] = (uint64_t)i * 64;
+        entry->stride[i][0] = entry->stride[i][1] = 32;
+    }
+    return entry;
+}
+
+static void submit(void)
+{
+    mlacat_ring_submit(client, tail);
+    if (mlacat_ring_daemon_sleeps(daemon_page)) {
+        uint64_t one = 1;
+        assert_int_equal(write(doorbell_fd, &one, sizeof(one)), sizeof(one));
+    }
+}
+
+static void send_calls(uint64_t first_id, uint32_t nr, uint32_t flags)
+{
+    for (uint32_t i = 0; i < nr; i++) {
+        write_entry(first_id + i, flags)->ready = 1;
+    }
+    submit();
+}
+
+/* The status of the next completion, which is of call `id`. */
+static uint16_t wait_for(uint64_t id)
+{
+    const struct mlacat_ring_completion *entries = (void *)(rings->pages->daemon + rings->pages->completions_offset);
+    TURN_UNTIL(mlacat_ring_completed(daemon_page) != head);
+    assert_int_equal(entries[head % ENTRIES].call_id, id);
+    uint16_t status = entries[head % ENTRIES].status;
+    mlacat_ring_completions_read(client, ++head);
+    return status;
+}
+
+static int setup(void **state)
+{
+    struct error err;
+    struct ring_stream *ring;
+    struct engine_options options = {
+        .ops = &paper_ops, .uuid = "", .workers = 1, .poll = WORKER_POLL_BALANCED, .spin_ns = 1000, .bell = &bell};
+    (void)state;
+    memset(&paper, 0, sizeof(paper));
+    opened = gone = imported = unpublished = broken_nr = 0;
+    tail = head = 0;
+    bell.wake = no_wake;
+    naps = 0;
+    long_naps = false;
+    control_lane_init(&lane);
+    assert_int_equal(engine_start(&engine, &options, &err), MLACAT_OK);
+    assert_int_equal(rings_new(2, ENTRIES, &rings, &err), MLACAT_OK);
+    assert_int_equal(ring_stream_new(rings, &engine, &ring, &err), MLACAT_OK);
+    client = ring->ring.client;
+    daemon_page = ring->ring.daemon;
+    doorbell_fd = dup(ring->doorbell_fd);
+    assert_int_equal(stream_open(&engine, &lane, ENTRIES, ring, &stream_handlers, NULL, &stream, &err), MLACAT_OK);
+    buffer = publish();
+    TURN_UNTIL(opened == 1);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    paper.permits = 1 << 20;
+    if (stream) {
+        stream_drop_ring(stream);
+        stream_close(stream);
+        TURN_UNTIL(gone == 1);
+    }
+    if (buffer) {
+        buffer_drop(buffer);
+    }
+    TURN_UNTIL(paper.released == imported);
+    rings_free(rings);
+    TURN_UNTIL(engine_idle(&engine));
+    engine_stop(&engine);
+    close(doorbell_fd);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------ tests */
+
+static void test_engine_ring_launches_what_is_ready_together(void **state)
+{
+    (void)state;
+    send_calls(1, 1, MLACAT_RING_SUBMIT_READY);
+    send_calls(2, 39, 0);
+    TURN_UNTIL(mlacat_ring_taken(daemon_page) == 40);
+    assert_int_equal(paper.launched, 0);
+    __atomic_store_n(&client->ready, 1, __ATOMIC_RELEASE);
+    TURN_UNTIL(paper.launched == 40);
+    assert_int_equal(paper.largest, DEVICE_BATCH);
+    paper.permits = 40;
+    for (uint64_t id = 1; id <= 40; id++) {
+        assert_int_equal(wait_for(id), MLACAT_OK);
+    }
+    assert_int_equal(mlacat_ring_fence(daemon_page), 40);
+}
+
+/* While the device has calls and wakes nobody, the worker naps: it can be rung from there like from its sleep. */
+static void test_engine_ring_submit_ends_a_nap(void **state)
+{
+    (void)state;
+    long_naps = true;
+    send_calls(1, 1, 0);
+    while (naps == 0) {
+        sched_yield();
+    }
+    send_calls(2, 1, 0);
+    TURN_UNTIL(paper.launched == 2);
+    paper.permits = 2;
+    send_calls(3, 1, 0); /* nobody else would end the next nap */
+    assert_int_equal(wait_for(1), MLACAT_OK);
+    assert_int_equal(wait_for(2), MLACAT_OK);
+}
+
+static void test_engine_ring_counts_failed_before_later_calls(void **state)
+{
+    (void)state;
+    paper.permits = 100;
+    write_entry(1, 0)->op = 99;
+    write_entry(2, 0);
+    submit();
+    assert_int_equal(wait_for(1), MLACAT_UNIMPLEMENTED);
+    assert_int_equal(wait_for(2), MLACAT_OK);
+    assert_int_equal(paper.failed_early, 1);
+    assert_int_equal(mlacat_ring_fence(daemon_page), 2);
+}
+
+/* The device says it at the end: the fence stays behind until it is counted. */
+static void test_engine_ring_counts_what_the_device_fails(void **state)
+{
+    (void)state;
+    paper.fail_nr = 1;
+    send_calls(1, 3, MLACAT_RING_SUBMIT_DONE);
+    TURN_UNTIL(paper.launched == 3);
+    paper.permits = 1;
+    assert_int_equal(wait_for(1), MLACAT_INTERNAL);
+    assert_int_equal(mlacat_ring_failed(daemon_page), 1);
+    assert_int_equal(mlacat_ring_fence(daemon_page), 0);
+    assert_int_equal(client->done, 1);
+    paper.permits = 2;
+    assert_int_equal(wait_for(2), MLACAT_OK);
+    assert_int_equal(wait_for(3), MLACAT_OK);
+    assert_int_equal(paper.signals, 0);
+    assert_int_equal(broken_nr, 0);
+}
+
+/* Whoever waits for `done` of a call that the device refuses is told all the same, in its turn. */
+static void test_engine_ring_refused_launch_tells_done(void **state)
+{
+    (void)state;
+    send_calls(1, 1, 0);
+    TURN_UNTIL(paper.launched == 1);
+    paper.refuse_nr = 2;
+    send_calls(2, 1, 0);
+    assert_int_equal(wait_for(2), MLACAT_INTERNAL); /* nobody waits: at once */
+    send_calls(3, 1, MLACAT_RING_SUBMIT_DONE);
+    TURN_UNTIL(paper.signals == 1);
+    assert_int_equal(mlacat_ring_failed(daemon_page), 2);
+    paper.permits = 2;
+    assert_int_equal(wait_for(1), MLACAT_OK);
+    assert_int_equal(wait_for(3), MLACAT_INTERNAL);
+    assert_int_equal(client->done, 3);
+}
+
+static void test_engine_ring_lost_device_fails_all_and_is_reported(void **state)
+{
+    (void)state;
+    send_calls(1, 2, MLACAT_RING_SUBMIT_DONE);
+    TURN_UNTIL(paper.launched == 2);
+    paper.lost = 1;
+    assert_int_equal(wait_for(1), MLACAT_INTERNAL);
+    assert_int_equal(wait_for(2), MLACAT_INTERNAL);
+    send_calls(3, 1, MLACAT_RING_SUBMIT_DONE);
+    assert_int_equal(wait_for(3), MLACAT_INTERNAL);
+    TURN_UNTIL(broken_nr == 1);
+    assert_int_equal(broken.scope, MLACAT_SCOPE_DEVICE);
+    assert_int_equal(broken_nr, 1);
+}
+
+static void test_engine_ring_broken_is_reported_once_and_read_no_more(void **state)
+{
+    (void)state;
+    paper.permits = 100;
+    write_entry(1, 0);
+    write_entry(2, 0)->reserved[0] = 1;
+    write_entry(3, 0);
+    submit();
+    assert_int_equal(wait_for(1), MLACAT_OK);
+    TURN_UNTIL(broken_nr == 1);
+    assert_int_equal(broken.scope, MLACAT_SCOPE_SESSION);
+    client->submit_tail = 12345;
+    submit();
+    stream_close(stream); /* nothing more to wait for */
+    TURN_UNTIL(gone == 1);
+    stream = NULL;
+    assert_int_equal(broken_nr, 1);
+    assert_int_equal(paper.launched, 1);
+}
+
+static void test_engine_ring_close_waits_for_calls_drop_does_not(void **state)
+{
+    (void)state;
+    send_calls(1, 1, 0);
+    send_calls(2, 3, MLACAT_RING_SUBMIT_READY);
+    TURN_UNTIL(paper.launched == 1 && mlacat_ring_taken(daemon_page) == 4);
+    stream_close(stream);
+    buffer_drop(buffer);
+    for (int i = 0; i < 1000; i++) {
+        engine_take(&engine);
+    }
+    assert_int_equal(gone, 0);
+    assert_int_equal(unpublished, 0);
+    stream_drop_ring(stream);
+    for (int i = 0; i < 1000; i++) {
+        engine_take(&engine);
+    }
+    assert_int_equal(gone + paper.released, 0); /* one is launched yet */
+    paper.permits = 1;
+    TURN_UNTIL(gone == 1 && unpublished == 1 && paper.released == 1);
+    assert_int_equal(paper.launched, 1);
+    stream = NULL;
+    buffer = NULL;
+}
+
+static void test_engine_ring_stuck_means_calls_without_rounds(void **state)
+{
+    (void)state;
+    assert_false(engine_stuck(&engine));
+    send_calls(1, 1, 0);
+    TURN_UNTIL(engine_ring_calls(&engine) == 1);
+    engine_stuck(&engine);
+    uint64_t rounds = atomic_load(&engine.workers[0].heartbeat);
+    TURN_UNTIL(atomic_load(&engine.workers[0].heartbeat) > rounds);
+    assert_false(engine_stuck(&engine));
+    paper.held = 1;
+    send_calls(2, 1, 0);
+    TURN_UNTIL(mlacat_ring_taken(daemon_page) == 2);
+    rounds = 0;
+    while (rounds != atomic_load(&engine.workers[0].heartbeat)) {
+        rounds = atomic_load(&engine.workers[0].heartbeat);
+        usleep(1000);
+    }
+    engine_stuck(&engine);
+    assert_true(engine_stuck(&engine));
+    paper.held = 0;
+    paper.permits = 2;
+    assert_int_equal(wait_for(1), MLACAT_OK);
+    assert_int_equal(wait_for(2), MLACAT_OK);
+}
+
+static void test_engine_ring_drains(void **state)
+{
+    (void)state;
+    send_calls(1, 1, 0);
+    TURN_UNTIL(paper.launched == 1);
+    engine_drain(&engine);
+    assert_int_equal(engine_ring_calls(&engine), 1);
+    TURN_UNTIL(engine.workers[0].heartbeat > 0);
+    paper.permits = 1;
+    assert_int_equal(wait_for(1), MLACAT_OK);
+    TURN_UNTIL(engine_ring_calls(&engine) == 0);
+    send_calls(2, 1, 0);
+    assert_int_equal(wait_for(2), MLACAT_UNAVAILABLE);
+}
+
+/* A client on a thread of its own, while the loop gives names to buffers and takes them away: for the thread
+ * sanitizer. */
+static void *stress_main(void *arg)
+{
+    uint32_t calls_nr = *(const uint32_t *)arg;
+    for (uint64_t id = 0; id < calls_nr; id++) {
+        while (tail - head == ENTRIES - 1 || (id % 128 == 0 && tail != head)) {
+            submit();
+            head = mlacat_ring_completed(daemon_page);
+            mlacat_ring_completions_read(client, head);
+            sched_yield();
+        }
+        struct mlacat_ring_submission *entry = write_entry(id, 0);
+        for (int i = 0; i < 3; i++) {
+            entry->buffer[i].id = (uint32_t)(id % 4);
+        }
+        if (id % 3 == 0 || id + 1 == calls_nr) {
+            submit();
+        }
+        if (id % 512 == 0) {
+            submit();
+            while (!mlacat_ring_daemon_sleeps(daemon_page)) {
+                sched_yield();
+            }
+        }
+    }
+    while (mlacat_ring_completed(daemon_page) != tail) {
+        sched_yield();
+    }
+    return NULL;
+}
+
+static void test_engine_ring_stress(void **state)
+{
+    uint32_t calls_nr = STRESS_CALLS;
+    struct buffer *coming = NULL;
+    pthread_t thread;
+    (void)state;
+    paper.permits = 1 << 30;
+    buffer_drop(buffer);
+    TURN_UNTIL(unpublished == 1);
+    buffer = NULL;
+    assert_int_equal(pthread_create(&thread, NULL, stress_main, &calls_nr), 0);
+    while (pthread_tryjoin_np(thread, NULL) != 0) {
+        imported = imported % 4 == 0 ? 0 : imported;
+        coming = publish();
+        int before = unpublished;
+        buffer_drop(coming);
+        TURN_UNTIL(unpublished > before);
+    }
+    assert_int_equal(broken_nr, 0);
+    TURN_UNTIL(engine.buffers_nr == 0);
+    imported = paper.released;
+}
+
+#define RING_TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        RING_TEST(test_engine_ring_launches_what_is_ready_together),
+        RING_TEST(test_engine_ring_submit_ends_a_nap),
+        RING_TEST(test_engine_ring_counts_failed_before_later_calls),
+        RING_TEST(test_engine_ring_counts_what_the_device_fails),
+        RING_TEST(test_engine_ring_refused_launch_tells_done),
+        RING_TEST(test_engine_ring_lost_device_fails_all_and_is_reported),
+        RING_TEST(test_engine_ring_broken_is_reported_once_and_read_no_more),
+        RING_TEST(test_engine_ring_close_waits_for_calls_drop_does_not),
+        RING_TEST(test_engine_ring_stuck_means_calls_without_rounds),
+        RING_TEST(test_engine_ring_drains),
+        RING_TEST(test_engine_ring_stress),
+    };
+    alarm(120);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
