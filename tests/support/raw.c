@@ -17,7 +17,7 @@
 void raw_connect(struct raw *raw, const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    *raw = (struct raw){.pidfd = -1};
+    *raw = (struct raw){.pidfd = -1, .fds = {-1, -1, -1, -1}};
     snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
     raw->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     REQUIRE(raw->fd >= 0 && connect(raw->fd, (struct sockaddr *)&address, sizeof(address)) == 0, "%s", path);
@@ -30,14 +30,33 @@ void raw_open(struct raw *raw, const char *path)
     REQUIRE(outcome.code == STATUS_OK, "Hello: %u: %s", outcome.code, outcome.message);
 }
 
+static void drop_fds(struct raw *raw)
+{
+    for (int i = 0; i < RAW_FDS; i++) {
+        if (raw->fds[i] >= 0) {
+            close(raw->fds[i]);
+            raw->fds[i] = -1;
+        }
+    }
+}
+
+int raw_take_fd(struct raw *raw, int index)
+{
+    int fd = raw->fds[index];
+    REQUIRE(fd >= 0, "the packet had no descriptor %d", index);
+    raw->fds[index] = -1;
+    return fd;
+}
+
 void raw_close(struct raw *raw)
 {
     close(raw->fd);
     if (raw->pidfd >= 0) {
         close(raw->pidfd);
     }
+    drop_fds(raw);
     free(raw->done);
-    *raw = (struct raw){.fd = -1, .pidfd = -1};
+    *raw = (struct raw){.fd = -1, .pidfd = -1, .fds = {-1, -1, -1, -1}};
 }
 
 /* ----------------------------------------------------------------------------------------------------------- packets
@@ -79,13 +98,12 @@ int raw_send_envelope(struct raw *raw, const Mlacat__V1__Envelope *envelope, con
     return raw_send(raw, packet, mlacat__v1__envelope__pack(envelope, packet), fds, fds_nr);
 }
 
-/* Only Welcome carries a descriptor: the pidfd. */
 static void keep_fds(struct raw *raw, struct msghdr *header)
 {
     for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(header); cmsg != NULL; cmsg = CMSG_NXTHDR(header, cmsg)) {
         if (cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS) {
-            REQUIRE(cmsg->cmsg_len == CMSG_LEN(sizeof(int)) && raw->pidfd < 0, "the daemon sent more than one pidfd");
-            memcpy(&raw->pidfd, CMSG_DATA(cmsg), sizeof(int));
+            drop_fds(raw);
+            memcpy(raw->fds, CMSG_DATA(cmsg), cmsg->cmsg_len - CMSG_LEN(0));
         }
     }
 }
@@ -93,7 +111,7 @@ static void keep_fds(struct raw *raw, struct msghdr *header)
 Mlacat__V1__Envelope *raw_receive(struct raw *raw)
 {
     uint8_t packet[RAW_PACKET_BYTES];
-    _Alignas(struct cmsghdr) uint8_t control[CMSG_SPACE(4 * sizeof(int))];
+    _Alignas(struct cmsghdr) uint8_t control[CMSG_SPACE(RAW_FDS * sizeof(int))];
     struct iovec iov = {.iov_base = packet, .iov_len = sizeof(packet)};
     struct msghdr header = {
         .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
@@ -270,7 +288,9 @@ struct outcome raw_hello(struct raw *raw, uint32_t version, uint64_t features, c
         REQUIRE(reply->body_case == MLACAT__V1__ENVELOPE__BODY_WELCOME && reply->welcome->boot_id.len == 16);
         memcpy(raw->boot_id, reply->welcome->boot_id.data, sizeof(raw->boot_id));
         raw->server_pid = reply->welcome->server_pid;
-        REQUIRE(reply->welcome->has_pidfd == (raw->pidfd >= 0));
+        if (reply->welcome->has_pidfd) {
+            raw->pidfd = raw_take_fd(raw, 0);
+        }
         raw_free(reply);
     }
     return outcome;

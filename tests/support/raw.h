@@ -2,7 +2,8 @@
 /*
  * A client of the bare protocol (proto/mlacat.proto), which can say anything, wrong things too.
  *
- * Owns:     its socket, the daemon's pidfd, and the completions that came while it waited for something else.
+ * Owns:     its socket, the daemon's pidfd, descriptors that nobody took, and the completions that came while it waited
+ *           for something else.
  * Thread:   one thread or process for a client.
  * Lifetime: raw_connect or raw_open -> raw_close.
  * Errors:   a failed check (require.h) when the daemon does not answer in time or answers something else than a reply;
@@ -93,9 +94,12 @@ struct counts {
     uint64_t outcomes[RAW_STATUSES];
 };
 
+#define RAW_FDS 4
+
 struct raw {
     int fd;
     int pidfd;
+    int fds[RAW_FDS]; /* of the last packet that had any; -1: none, or taken */
     uint8_t boot_id[16];
     uint32_t server_pid;
     uint64_t last_request;
@@ -119,6 +123,8 @@ int raw_send_envelope(struct raw *raw, const Mlacat__V1__Envelope *envelope, con
 /* The next packet; NULL: the connection has ended. To be freed with raw_free. */
 Mlacat__V1__Envelope *raw_receive(struct raw *raw);
 void raw_free(Mlacat__V1__Envelope *envelope);
+/* Descriptor `index` of the last packet that had any; it must be there. */
+int raw_take_fd(struct raw *raw, int index);
 
 /* Sends with a fresh request id and waits for the reply; completions that come before are kept. */
 Mlacat__V1__Envelope *raw_request(struct raw *raw, Mlacat__V1__Envelope *envelope, const int *fds, uint32_t fds_nr);

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Clients that write what they must not into the pages of their rings: each loses its session and is told why; nobody
+ * else notices. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#include "mlacat_ring.h"
+#include "proc.h"
+#include "require.h"
+#include "ring_bench.h"
+
+#define SCRIBBLE_MS 3000
+
+/* The daemon ends the session with these words, and serves the neighbour as before. */
+static void expect_end(struct bench *bench, struct bench *neighbour, const char *words)
+{
+    struct outcome outcome = raw_last_words(&bench->raw);
+    assert_int_equal(outcome.code, STATUS_INVALID_ARGUMENT);
+    assert_int_equal(outcome.scope, SCOPE_SESSION);
+    REQUIRE(strstr(outcome.message, words) != NULL, "%s", outcome.message);
+    bench_work(neighbour, 9);
+}
+
+static void spoil_flags(struct mlacat_ring_submission *entry)
+{
+    entry->flags = 1u << 3;
+}
+
+static void spoil_high_flags(struct mlacat_ring_submission *entry)
+{
+    entry->flags = 1u << 31;
+}
+
+static void spoil_cancel(struct mlacat_ring_submission *entry)
+{
+    entry->flags = MLACAT_RING_SUBMIT_CANCEL | MLACAT_RING_SUBMIT_DONE;
+}
+
+static void spoil_reserved(struct mlacat_ring_submission *entry)
+{
+    entry->reserved[3] = UINT64_C(1) << 63;
+}
+
+static void test_ring_broken_entries_end_the_session(void **state)
+{
+    static const struct {
+        void (*spoil)(struct mlacat_ring_submission *entry);
+        const char *words;
+    } cases[] = {{spoil_flags, "flags 0x8"},
+                 {spoil_high_flags, "flags 0x80000000"},
+                 {spoil_cancel, "cancel"},
+                 {spoil_reserved, "reserved[3]"}};
+    struct bench neighbour;
+    bench_open(&neighbour, *state);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct bench bench;
+        bench_open(&bench, *state);
+        struct mlacat_ring_submission entry = bench_entry(&bench, 1);
+        raw_ring_write(&bench.ring, &entry);
+        cases[i].spoil(&entry);
+        raw_ring_write(&bench.ring, &entry);
+        raw_ring_submit(&bench.ring);
+        expect_end(&bench, &neighbour, cases[i].words);
+        bench_close(&bench);
+    }
+    WAIT_UNTIL(raw_stats(&neighbour.raw).sessions_broken == sizeof(cases) / sizeof(cases[0]));
+    WAIT_UNTIL(raw_stats(&neighbour.raw).streams == 1);
+    bench_close(&neighbour);
+}
+
+static void test_ring_broken_indices_end_the_session(void **state)
+{
+    struct bench neighbour;
+    bench_open(&neighbour, *state);
+    for (uint32_t i = 0; i < 4; i++) {
+        struct bench bench;
+        bench_open(&bench, *state);
+        uint32_t entries = bench.ring.entries;
+        const uint32_t tails[] = {entries + 1, UINT32_MAX, 0x80000000u, entries * 2};
+        bench.ring.tail = tails[i];
+        raw_ring_submit(&bench.ring);
+        expect_end(&bench, &neighbour, "submit_tail");
+        assert_int_equal(mlacat_ring_taken(bench.ring.daemon), 0);
+        bench_close(&bench);
+    }
+    struct bench bench;
+    bench_open(&bench, *state);
+    struct mlacat_ring_submission entry = bench_entry(&bench, 0);
+    for (; entry.call_id < bench.ring.entries; entry.call_id++) {
+        raw_ring_write(&bench.ring, &entry);
+    }
+    raw_ring_submit(&bench.ring);
+    bench_wait_taken(&bench.ring);
+    mlacat_ring_completions_read(bench.ring.client, bench.ring.entries + 7); /* more than there are */
+    raw_ring_send(&bench.ring, &entry);
+    expect_end(&bench, &neighbour, "complete_head");
+    bench_close(&bench);
+    bench_close(&neighbour);
+}
+
+/* A tail that goes back asks for entries again that were taken long ago: an index out of range, not a replay. */
+static void test_ring_replay_is_refused(void **state)
+{
+    struct bench neighbour;
+    struct bench bench;
+    bench_open(&neighbour, *state);
+    bench_open(&bench, *state);
+    for (uint64_t id = 1; id <= 5; id++) {
+        bench_work(&bench, id);
+    }
+    bench.ring.tail = 3;
+    raw_ring_submit(&bench.ring);
+    expect_end(&bench, &neighbour, "submit_tail");
+    assert_int_equal(mlacat_ring_completed(bench.ring.daemon), 5);
+    bench_close(&bench);
+    bench_close(&neighbour);
+}
+
+/* What the descriptors allow beyond the protocol. */
+static void test_ring_descriptors_give_no_power(void **state)
+{
+    struct bench bench;
+    bench_open(&bench, *state);
+    assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, bench.rings.daemon_fd, 0), MAP_FAILED);
+    assert_int_equal(pwrite(bench.rings.daemon_fd, "x", 1, 0), -1);
+    assert_int_equal(mprotect((void *)(uintptr_t)bench.rings.daemon, 4096, PROT_READ | PROT_WRITE), -1);
+    assert_int_equal(ftruncate(bench.rings.client_fd, 0), -1);
+    assert_int_equal(ftruncate(bench.rings.daemon_fd, 0), -1);
+
+    /* The doorbell made blocking, and full: the daemon neither reads nor writes it. */
+    uint64_t most = UINT64_MAX - 1;
+    assert_int_equal(fcntl(bench.ring.doorbell, F_SETFL, 0), 0);
+    assert_int_equal(write(bench.ring.doorbell, &most, sizeof(most)), sizeof(most));
+    uint64_t count;
+    assert_int_equal(read(bench.ring.doorbell, &count, sizeof(count)), sizeof(count));
+    bench_work(&bench, 1);
+
+    /* A hole in C: its words are 0 again, which is no number of entries that was ever reached. */
+    struct mlacat_ring_submission entry = bench_entry(&bench, 2);
+    raw_ring_send(&bench.ring, &entry);
+    assert_int_equal(raw_ring_wait(&bench.ring, 2).code, STATUS_OK);
+    assert_int_equal(fallocate(bench.rings.client_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                               (off_t)bench.rings.opened.client_bytes),
+                     0);
+    uint64_t one = 1;
+    assert_int_equal(write(bench.ring.doorbell, &one, sizeof(one)), sizeof(one));
+    assert_int_equal(raw_last_words(&bench.raw).scope, SCOPE_SESSION);
+    bench_close(&bench);
+}
+
+/* ------------------------------------------------------------------------------------------ scribblers */
+
+static uint64_t next_random(uint64_t *seed)
+{
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    return *seed;
+}
+
+/* Writes over one word of the pages: anywhere, or one that matters, with a value that is random or nearly right. */
+static void scribble(struct bench *bench, uint64_t *seed)
+{
+    uint64_t what = next_random(seed);
+    uint64_t value = next_random(seed);
+    struct mlacat_ring_submission *entry = &bench->ring.submissions[value % bench->ring.entries];
+    uint64_t *words = (uint64_t *)(void *)entry;
+    switch (what % 8) {
+    case 0:
+        words[what / 8 % (sizeof(*entry) / 8)] = value;
+        break;
+    case 1:
+        words[what / 8 % 20] = value % 4096; /* not the reserved ones: the entry is read on */
+        break;
+    case 2:
+        words[what / 8 % 20] ^= UINT64_C(1) << (value % 64);
+        break;
+    case 3:
+        *entry = bench_entry(bench, value);
+        break;
+    case 4:
+        entry->flags = (uint32_t)(value & (MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE));
+        break;
+    case 5:
+        bench->ring.client->waiting = (uint32_t)value;
+        bench->ring.client->ready = value;
+        bench->ring.client->done = value;
+        break;
+    case 6:
+        mlacat_ring_completions_read(bench->ring.client, mlacat_ring_completed(bench->ring.daemon));
+        break;
+    default:
+        bench->ring.tail = mlacat_ring_taken(bench->ring.daemon) + (uint32_t)(value % 32);
+        raw_ring_submit(&bench->ring);
+        break;
+    }
+    if (what % 1009 == 0) {
+        uint32_t *tail = what & 1024 ? &bench->ring.client->submit_tail : &bench->ring.client->complete_head;
+        *tail = (uint32_t)value;
+    }
+}
+
+static bool has_ended(struct raw *raw)
+{
+    char byte;
+    ssize_t got = recv(raw->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return got >= 0 || errno == ECONNRESET;
+}
+
+/* Connects again as soon as the daemon has thrown it out. */
+static void scribbler_main(void *arg)
+{
+    const struct server *server = arg;
+    uint64_t seed = (uint64_t)getpid() * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    uint64_t end_ms = now_ms() + env_number("MLACAT_SCRIBBLE_MS", SCRIBBLE_MS);
+    while (now_ms() < end_ms) {
+        struct bench bench;
+        bench_open(&bench, server);
+        for (uint32_t i = 0; now_ms() < end_ms && (i % 64 != 0 || !has_ended(&bench.raw)); i++) {
+            scribble(&bench, &seed);
+        }
+        bench_close(&bench);
+    }
+}
+
+static void test_ring_scribblers_disturb_nobody(void **state)
+{
+    enum { SCRIBBLERS = 2 };
+    struct server *server = *state;
+    struct child child[SCRIBBLERS];
+    struct bench neighbour;
+    bench_open(&neighbour, server);
+    bench_work(&neighbour, 1);
+    uint32_t fds_nr = proc_fds(server->pid);
+    uint32_t maps_nr = proc_maps(server->pid, "mlacat-ring");
+    for (int i = 0; i < SCRIBBLERS; i++) {
+        child_start(&child[i], scribbler_main, server);
+    }
+    uint64_t end_ms = now_ms() + env_number("MLACAT_SCRIBBLE_MS", SCRIBBLE_MS);
+    for (uint64_t id = 2; now_ms() < end_ms; id++) {
+        bench_work(&neighbour, id);
+    }
+    for (int i = 0; i < SCRIBBLERS; i++) {
+        child_join(&child[i]);
+    }
+    struct counts counts = raw_stats(&neighbour.raw);
+    assert_true(counts.sessions_broken > 0);
+    WAIT_UNTIL(raw_stats(&neighbour.raw).clients == 1);
+    WAIT_UNTIL(raw_stats(&neighbour.raw).buffers == 1);
+    WAIT_UNTIL(proc_fds(server->pid) == fds_nr);
+    WAIT_UNTIL(proc_maps(server->pid, "mlacat-ring") == maps_nr);
+    bench_work(&neighbour, 1);
+    bench_close(&neighbour);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        WITH_SERVER(test_ring_broken_entries_end_the_session),
+        WITH_SERVER(test_ring_broken_indices_end_the_session),
+        WITH_SERVER(test_ring_replay_is_refused),
+        WITH_SERVER(test_ring_descriptors_give_no_power),
+        WITH_SERVER(test_ring_scribblers_disturb_nobody),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
