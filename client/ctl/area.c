@@ -59,9 +59,12 @@ void area_close(struct area_device *device)
     gpu_close(&device->gpu);
 }
 
-enum mlacat_status area_stream_open(struct area_device *device, struct mlacat_stream **stream)
+enum mlacat_status area_stream_open(struct area_device *device, enum mlacat_transport transport,
+                                    struct mlacat_stream **stream)
 {
-    return told(device, mlacat_stream_open(device->client, device->info.uuid, stream));
+    struct mlacat_stream_options options = {.size = sizeof(options), .transport = transport};
+
+    return told(device, mlacat_stream_open_with(device->client, device->info.uuid, &options, stream));
 }
 
 static enum mlacat_status make_on_gpu(struct area_device *device, size_t bytes, struct area *area)

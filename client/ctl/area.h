@@ -44,7 +44,8 @@ void area_close(struct area_device *device);
 const char *area_message(const struct area_device *device);
 
 /* A stream on the device. */
-enum mlacat_status area_stream_open(struct area_device *device, struct mlacat_stream **stream);
+enum mlacat_status area_stream_open(struct area_device *device, enum mlacat_transport transport,
+                                    struct mlacat_stream **stream);
 
 /* Registered with the service, and zeroed. */
 enum mlacat_status area_new(struct area_device *device, size_t bytes, struct area *area);

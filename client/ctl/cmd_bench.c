@@ -210,7 +210,7 @@ bool bench_need_service(struct bench *bench)
     if (status == MLACAT_OK)
         status = area_open(&bench->device, bench->client, bench->options->device);
     if (status == MLACAT_OK)
-        status = area_stream_open(&bench->device, &bench->stream);
+        status = area_stream_open(&bench->device, MLACAT_TRANSPORT_MESSAGE, &bench->stream);
     if (status != MLACAT_OK) {
         ctl_fail_for("cannot open a stream", status, area_message(&bench->device));
         return false;

@@ -263,7 +263,7 @@ static enum mlacat_status open_soak(struct soak *soak)
     enum mlacat_status status = area_open(&soak->device, soak->client, soak->options->device);
 
     if (status == MLACAT_OK)
-        status = area_stream_open(&soak->device, &soak->stream);
+        status = area_stream_open(&soak->device, MLACAT_TRANSPORT_AUTO, &soak->stream);
     if (status == MLACAT_OK)
         status = area_new(&soak->device, BUFFER_BYTES, &soak->area);
     if (status != MLACAT_OK)

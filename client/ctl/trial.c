@@ -16,7 +16,7 @@ enum mlacat_status trial_open(struct trial *trial)
 {
     enum mlacat_status status = area_open(&trial->device, trial->client, trial->uuid);
 
-    return status == MLACAT_OK ? area_stream_open(&trial->device, &trial->stream) : status;
+    return status == MLACAT_OK ? area_stream_open(&trial->device, MLACAT_TRANSPORT_AUTO, &trial->stream) : status;
 }
 
 void trial_close(struct trial *trial)

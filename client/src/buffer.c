@@ -12,6 +12,7 @@
 #include "memory_watch.h"
 #include "reconnect.h"
 #include "request.h"
+#include "ring.h"
 
 void buffer_discard(struct mlacat_buffer *buffer)
 {
@@ -28,11 +29,10 @@ void buffer_discard(struct mlacat_buffer *buffer)
 void buffer_unregister(struct mlacat_buffer *buffer)
 {
     struct mlacat_client *client = buffer->client;
-    struct wire_ref known = buffer->ref;
-    buffer->ref = (struct wire_ref){0};
-    if (client->fd < 0 || known.generation == 0) {
+    if (client->fd < 0 || !buffer->at_daemon) {
         return;
     }
+    buffer->at_daemon = false;
     struct error ignored;
     message request = MLACAT__V1__ENVELOPE__INIT;
     Mlacat__V1__UnregisterBuffer body = MLACAT__V1__UNREGISTER_BUFFER__INIT;
@@ -40,8 +40,8 @@ void buffer_unregister(struct mlacat_buffer *buffer)
     request.body_case = MLACAT__V1__ENVELOPE__BODY_UNREGISTER_BUFFER;
     request.unregister_buffer = &body;
     body.buffer = &ref;
-    ref.id = known.id;
-    ref.generation = known.generation;
+    ref.id = buffer->ref.id;
+    ref.generation = buffer->ref.generation;
     /* It fails only together with the connection, and then the daemon has let go of the buffer anyway. */
     (void)request_make(client, &request, NULL, REQUEST_THIS_CONNECTION, MLACAT__V1__ENVELOPE__BODY_ANSWER, NULL,
                        &ignored);
@@ -110,6 +110,7 @@ static enum mlacat_status announce(struct mlacat_buffer *buffer, const char *wan
     }
     if (status == MLACAT_OK) {
         buffer->ref = message_buffer_ref(reply->buffer_registered->buffer);
+        buffer->at_daemon = true;
         message_free(reply);
         buffer->serial = ++client->last_serial;
         TAILQ_INSERT_TAIL(&client->buffers, buffer, link);
@@ -221,6 +222,7 @@ void mlacat_buffer_release(struct mlacat_buffer *buffer)
     }
     struct mlacat_client *client = buffer->client;
     pthread_mutex_lock(&client->lock);
+    ring_await_taken(client); /* calls in flight go on with the buffer, but not those that the daemon has not seen */
     reconnect_settle(client);
     /* Off the list first: should the connection end meanwhile, the next one must not register it again. */
     TAILQ_REMOVE(&client->buffers, buffer, link);

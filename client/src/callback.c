@@ -27,6 +27,14 @@ void callback_announce(struct mlacat_client *client)
     }
 }
 
+void callback_run(struct mlacat_client *client, mlacat_done_cb done, void *user, uint64_t call_id,
+                  const struct mlacat_result *result)
+{
+    pthread_mutex_lock(&client->callback_lock);
+    done(user, call_id, result);
+    pthread_mutex_unlock(&client->callback_lock);
+}
+
 void callback_run_due(struct mlacat_client *client)
 {
     struct slot *slot;
@@ -39,7 +47,11 @@ void callback_run_due(struct mlacat_client *client)
         struct mlacat_result result = {.size = sizeof(result)};
         slot_take_result(slot, &result);
         pthread_mutex_unlock(&client->lock);
-        done(user, id, &result);
+        if (client->dispatch == MLACAT_DISPATCH_THREAD) {
+            callback_run(client, done, user, id, &result);
+        } else {
+            done(user, id, &result);
+        }
         pthread_mutex_lock(&client->lock);
         stream->due--;
         if (stream->closing && stream->due == 0) {

@@ -18,6 +18,9 @@ enum mlacat_status callback_prepare(struct mlacat_client *client, struct error *
 /* Tells those who run callbacks that some are due, or wakes the thread to look for itself. */
 void callback_announce(struct mlacat_client *client);
 void callback_run_due(struct mlacat_client *client);
+/* Runs one callback, never two of a client at a time. With no lock held. */
+void callback_run(struct mlacat_client *client, mlacat_done_cb done, void *user, uint64_t call_id,
+                  const struct mlacat_result *result);
 /* Ends the thread (after it ran what is due), or runs what is due here. After the connection has ended for good. */
 void callback_stop(struct mlacat_client *client);
 

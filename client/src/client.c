@@ -17,12 +17,14 @@
 #include "handshake.h"
 #include "memory_watch.h"
 #include "reconnect.h"
+#include "ring.h"
 #include "sized.h"
 #include "stream.h"
 #include "timing.h"
 #include "transport.h"
 
 #define TIMEOUT_DEFAULT_MS 2000
+#define SPIN_DEFAULT_US 50
 #define SOCKET_SYSTEM "/run/mlacat/mlacatd.sock"
 
 /* ---------------------------------------------------------------------------------------------------- fork */
@@ -124,10 +126,12 @@ static void close_if_open(int fd)
 static void free_client(struct mlacat_client *client)
 {
     close_if_open(client->fd);
+    close_if_open(client->server.pidfd);
     close_if_open(client->poll_fd);
     close_if_open(client->event_fd);
     pthread_cond_destroy(&client->changed);
     pthread_cond_destroy(&client->watch_due);
+    pthread_mutex_destroy(&client->callback_lock);
     pthread_mutex_destroy(&client->lock);
     free(client->streams);
     free(client->incoming);
@@ -141,9 +145,10 @@ static struct mlacat_client *new_client(void)
     if (client == NULL) {
         return NULL;
     }
-    client->fd = client->poll_fd = client->event_fd = -1;
+    client->fd = client->server.pidfd = client->poll_fd = client->event_fd = -1;
     client->process = process_generation;
     pthread_mutex_init(&client->lock, NULL);
+    pthread_mutex_init(&client->callback_lock, NULL);
     timing_cond_init(&client->changed);
     timing_cond_init(&client->watch_due);
     TAILQ_INIT(&client->waiters);
@@ -172,6 +177,7 @@ static enum mlacat_status open_client(struct mlacat_client *client, const struct
                           (int)options->dispatch);
     }
     client->dispatch = options->dispatch;
+    client->spin_ns = (int64_t)(options->spin_us != 0 ? options->spin_us : SPIN_DEFAULT_US) * 1000;
     error_copy_text(client->name, sizeof(client->name),
                     options->name != NULL ? options->name : program_invocation_short_name);
     uint32_t reconnect_ms = options->reconnect_timeout_ms;
@@ -213,6 +219,19 @@ enum mlacat_status mlacat_connect(const struct mlacat_connect_options *options, 
     return MLACAT_OK;
 }
 
+/* Ends what runs for rings, after the connection. With the lock, which it lets go of. */
+static void stop_rings(struct mlacat_client *client)
+{
+    for (uint32_t i = 0; i < client->streams_nr; i++) {
+        struct mlacat_stream *stream = client->streams[i];
+        if (stream != NULL && stream->ring != NULL) {
+            pthread_mutex_unlock(&client->lock);
+            ring_callback_stop(stream);
+            pthread_mutex_lock(&client->lock);
+        }
+    }
+}
+
 void mlacat_disconnect(struct mlacat_client *client)
 {
     if (client == NULL) {
@@ -223,7 +242,8 @@ void mlacat_disconnect(struct mlacat_client *client)
         close_if_open(client->fd);
         close_if_open(client->poll_fd);
         close_if_open(client->event_fd);
-        client->fd = client->poll_fd = client->event_fd = -1;
+        close_if_open(client->server.pidfd);
+        client->fd = client->poll_fd = client->event_fd = client->server.pidfd = -1;
         return;
     }
     pthread_mutex_lock(&client->lock);
@@ -235,6 +255,7 @@ void mlacat_disconnect(struct mlacat_client *client)
     }
     memory_watch_stop(client);
     callback_stop(client);
+    stop_rings(client);
     while (!TAILQ_EMPTY(&client->buffers)) {
         struct mlacat_buffer *buffer = TAILQ_FIRST(&client->buffers);
         TAILQ_REMOVE(&client->buffers, buffer, link);

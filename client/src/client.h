@@ -24,6 +24,7 @@
 #define CLIENT_NAME_BYTES 64
 #define CLIENT_UUID_BYTES 64
 #define CLIENT_DEVICES_MAX 64
+#define CLIENT_PACKET_FDS_MAX 2 /* descriptors of one packet from the daemon */
 
 /* A thread that waits for something that arrives on the connection; lives on that thread's stack. */
 struct waiter {
@@ -47,8 +48,10 @@ struct slot {
     enum slot_state state;
     uint32_t generation; /* never 0; another one each time the slot is free */
     struct mlacat_stream *stream;
-    STAILQ_ENTRY(slot) link; /* on stream->unused, or client->due */
+    STAILQ_ENTRY(slot) link; /* on stream->unused, or the list of callbacks that are due */
     struct waiter *waiter;   /* of the thread in mlacat_wait */
+    uint64_t sequence;       /* of a ring's entry; the fence words hold it */
+    uint32_t failed_before;  /* a value of the ring's `failed` from before the submit */
     mlacat_done_cb done;
     void *user;
     enum mlacat_status status;
@@ -64,7 +67,9 @@ struct mlacat_stream {
     uint32_t index;               /* in client->streams; fixed */
     char device[CLIENT_UUID_BYTES];
     struct wire_ref ref;
-    struct error broken; /* not OK: why it could not be opened again after a restart */
+    bool on_host;        /* the device is of kind host; fixed */
+    struct ring *ring;   /* NULL: calls go as messages; fixed. With a ring its lock guards what follows (ring.h) */
+    struct error broken; /* not OK: why it could not be opened again after a restart; always with the client's lock */
     bool closing;
     struct slot *slots; /* fixed */
     uint32_t slots_nr;  /* fixed */
@@ -90,9 +95,10 @@ struct mlacat_buffer {
     struct mlacat_client *client; /* fixed, like data, bytes, fds and device_memory */
     TAILQ_ENTRY(mlacat_buffer) link;
     char device[CLIENT_UUID_BYTES];
-    struct wire_ref ref; /* generation 0: the daemon does not know it */
-    struct error broken; /* not OK: why it cannot be used, as the user is told */
-    bool freed;          /* that is why: its memory is another's now, and it will not be registered again */
+    struct wire_ref ref; /* also read with a ring's lock alone, and `broken` too: they change while rings are down */
+    struct error broken; /* not OK: why it could not be registered again, as the user is told */
+    bool at_daemon;      /* the daemon knows it, by `ref` */
+    _Atomic bool freed;  /* its memory is another's now: it cannot be used, nor registered again */
     uint64_t serial;     /* of this buffer alone; grows along the client's list */
     void *data;          /* NULL: not mapped here */
     size_t bytes;
@@ -106,6 +112,7 @@ struct request {
     uint64_t id;
     bool ended;
     struct Mlacat__V1__Envelope *reply; /* NULL: the connection ended first */
+    struct wire_fds *passed;            /* where descriptors of the reply go; NULL: they are closed */
     struct waiter waiter;
 };
 
@@ -113,6 +120,7 @@ struct request {
 struct server {
     struct mlacat_server_info info; /* `reconnects` is not used here */
     uint64_t features;              /* Mlacat__V1__Feature */
+    int pidfd;                      /* readable when the daemon has exited; -1: it sent none */
     struct mlacat_device_info devices[CLIENT_DEVICES_MAX];
 };
 
@@ -124,6 +132,7 @@ struct mlacat_client {
     char socket[sizeof(((struct sockaddr_un *)0)->sun_path)];
     char name[CLIENT_NAME_BYTES];
     int64_t reconnect_timeout_ns;
+    int64_t spin_ns; /* of waits on rings */
     enum mlacat_dispatch dispatch;
     int poll_fd;  /* epoll over the socket and event_fd; -1 unless MLACAT_DISPATCH_CALLER */
     int event_fd; /* readable while callbacks are due that the thread that read them does not run */
@@ -157,10 +166,15 @@ struct mlacat_client {
     uint32_t streams_nr;
     uint32_t flying; /* calls in flight on all streams */
 
+    /* rings */
+    struct ring_pages *pages; /* of this connection; NULL: none yet */
+    bool opening_pages;       /* a thread asks for them */
+
     /* callbacks */
-    struct slot_queue due;     /* ended calls whose callback must run */
-    uint32_t flying_callbacks; /* calls in flight that have one */
-    bool event_set;            /* event_fd is readable */
+    pthread_mutex_t callback_lock; /* held while one runs; taken with no other lock held */
+    struct slot_queue due;         /* ended calls whose callback must run */
+    uint32_t flying_callbacks;     /* calls in flight that have one */
+    bool event_set;                /* event_fd is readable */
     bool thread_started;
     bool thread_idle; /* the thread waits for a call with a callback */
     pthread_t thread;

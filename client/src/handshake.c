@@ -49,24 +49,8 @@ static enum mlacat_status send_packet(int socket, const uint8_t *packet, size_t 
     }
 }
 
-/* Closes what came with a packet. The only descriptor that the protocol sends is the daemon's pidfd, which a client
- * with a connection can do without: the connection ends when the daemon does. */
-static void close_descriptors(struct msghdr *header)
-{
-    for (struct cmsghdr *item = CMSG_FIRSTHDR(header); item != NULL; item = CMSG_NXTHDR(header, item)) {
-        if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS) {
-            continue;
-        }
-        size_t nr = (item->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < nr; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(item) + i * sizeof(int), sizeof(int));
-            close(fd);
-        }
-    }
-}
-
-static enum mlacat_status receive_packet(int socket, uint8_t *packet, int64_t deadline, size_t *size, struct error *err)
+static enum mlacat_status receive_packet(int socket, uint8_t *packet, int64_t deadline, size_t *size,
+                                         struct wire_fds *passed, struct error *err)
 {
     union {
         struct cmsghdr align;
@@ -81,7 +65,7 @@ static enum mlacat_status receive_packet(int socket, uint8_t *packet, int64_t de
             .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
         ssize_t got = recvmsg(socket, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
         if (got > 0) {
-            close_descriptors(&header);
+            wire_take_fds(&header, passed);
             *size = (size_t)got;
             return MLACAT_OK;
         }
@@ -115,8 +99,9 @@ static enum handshake_answer judge(const message *got, size_t size, uint64_t id,
 }
 
 enum handshake_answer handshake_exchange(int socket, message *request, const struct wire_fds *fds, int body,
-                                         int64_t deadline, message **reply, struct error *err)
+                                         int64_t deadline, message **reply, struct wire_fds *passed, struct error *err)
 {
+    struct wire_fds came = {0};
     size_t size = mlacat__v1__envelope__get_packed_size(request);
     uint8_t *packet = malloc(WIRE_PACKET_BYTES);
     enum handshake_answer answer = HANDSHAKE_LOST;
@@ -128,7 +113,7 @@ enum handshake_answer handshake_exchange(int socket, message *request, const str
     }
     mlacat__v1__envelope__pack(request, packet);
     if (send_packet(socket, packet, size, fds, deadline, err) == MLACAT_OK &&
-        receive_packet(socket, packet, deadline, &size, err) == MLACAT_OK) {
+        receive_packet(socket, packet, deadline, &size, &came, err) == MLACAT_OK) {
         message *got = message_unpack(packet, size);
         answer = judge(got, size, request->request_id, body, err);
         if (answer == HANDSHAKE_DONE) {
@@ -136,6 +121,11 @@ enum handshake_answer handshake_exchange(int socket, message *request, const str
         } else {
             message_free(got);
         }
+    }
+    if (answer == HANDSHAKE_DONE && passed != NULL) {
+        *passed = came;
+    } else {
+        wire_close_fds(&came);
     }
     free(packet);
     return answer;
@@ -191,7 +181,7 @@ static enum mlacat_status open_socket(const char *path, int64_t deadline, int *f
 
 static void copy_welcome(const Mlacat__V1__Welcome *welcome, struct server *server)
 {
-    *server = (struct server){0};
+    *server = (struct server){.features = welcome->features, .pidfd = -1};
     struct mlacat_server_info *info = &server->info;
     error_copy_text(info->version, sizeof(info->version), welcome->server_version);
     info->pid = welcome->server_pid;
@@ -229,18 +219,23 @@ static enum mlacat_status greet(int fd, const char *name, int64_t deadline, stru
     hello.client_name = (char *)(uintptr_t)name;
     hello.client_version = (char *)(uintptr_t)mlacat_version();
     message *reply;
+    struct wire_fds passed = {0};
     request.request_id = HANDSHAKE_HELLO_ID;
-    if (handshake_exchange(fd, &request, NULL, MLACAT__V1__ENVELOPE__BODY_WELCOME, deadline, &reply, err) !=
+    if (handshake_exchange(fd, &request, NULL, MLACAT__V1__ENVELOPE__BODY_WELCOME, deadline, &reply, &passed, err) !=
         HANDSHAKE_DONE) {
         return err->code;
     }
     if (reply->welcome->protocol_version == WIRE_PROTOCOL_VERSION) {
         copy_welcome(reply->welcome, server);
+        if (reply->welcome->has_pidfd && passed.nr > 0) {
+            server->pidfd = passed.fd[--passed.nr];
+        }
     } else {
         error_set(err, MLACAT_FAILED_PRECONDITION,
                   "the daemon speaks protocol version %u, this library %u; install the same version of both",
                   reply->welcome->protocol_version, WIRE_PROTOCOL_VERSION);
     }
+    wire_close_fds(&passed);
     message_free(reply);
     return err->code;
 }

@@ -2,7 +2,7 @@
 /*
  * A new connection before other threads see it: connect, Hello, and requests one at a time.
  *
- * Owns:     the new socket until handshake_connect returns it.
+ * Owns:     the new socket, and the pidfd in `server`, until handshake_connect returns them.
  * Thread:   any; touches no client. Blocks until `deadline` (timing.h).
  * Lifetime: -
  * Errors:   in `err`. UNAVAILABLE: nobody listens, or the connection ended; DEADLINE_EXCEEDED: no answer in time;
@@ -26,8 +26,9 @@ enum handshake_answer {
 };
 
 /* Sends a request, whose request_id is set, with its descriptors (NULL: none) and waits for the reply to it with the
- * body `body`; with HANDSHAKE_DONE the reply is the caller's, else `err` is filled. */
+ * body `body`; with HANDSHAKE_DONE the reply and the descriptors in *passed (NULL: they are closed) are the caller's,
+ * else `err` is filled. */
 enum handshake_answer handshake_exchange(int socket, message *request, const struct wire_fds *fds, int body,
-                                         int64_t deadline, message **reply, struct error *err);
+                                         int64_t deadline, message **reply, struct wire_fds *passed, struct error *err);
 
 #endif

@@ -30,12 +30,22 @@ enum cuda_memory_state memory_watch_ask(struct cuda_asking *asking, const struct
 
 void memory_watch_break(struct mlacat_buffer *buffer)
 {
-    error_set(&buffer->broken, MLACAT_FAILED_PRECONDITION,
-              "the memory at 0x%llx was freed since it was registered: release this buffer and register the new memory",
-              (unsigned long long)buffer->device_memory->pieces[0].address);
-    buffer->broken.scope = MLACAT_SCOPE_BUFFER;
     buffer->freed = true;
     pthread_cond_signal(&buffer->client->watch_due);
+}
+
+enum mlacat_status memory_watch_refuse(const struct mlacat_buffer *buffer, int operand, const char *name,
+                                       struct error *err)
+{
+    if (!buffer->freed) {
+        return MLACAT_OK;
+    }
+    error_set(err, MLACAT_FAILED_PRECONDITION,
+              "operand %d (%s): the memory at 0x%llx was freed since it was registered: release this buffer and "
+              "register the new memory",
+              operand, name, (unsigned long long)buffer->device_memory->pieces[0].address);
+    err->scope = MLACAT_SCOPE_BUFFER;
+    return err->code;
 }
 
 /* ---------------------------------------------------------------------------------------------------- all buffers */
@@ -154,7 +164,7 @@ static struct mlacat_buffer *find_to_unregister(struct mlacat_client *client)
     struct mlacat_buffer *buffer;
     TAILQ_FOREACH(buffer, &client->buffers, link)
     {
-        if (buffer->freed && buffer->ref.generation != 0) {
+        if (buffer->freed && buffer->at_daemon) {
             return buffer;
         }
     }

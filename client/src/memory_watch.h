@@ -3,11 +3,11 @@
  * The watch over GPU memory that is registered. Its allocator may free it while it is: the daemon would then keep it
  * occupied, and a call would use other memory than the one that is at the address by then. So each submit asks the
  * driver whether the memory of its operands is the registered one, and a thread asks it for all buffers ten times a
- * second. A buffer whose memory was freed is broken for good, and the thread unregisters it at once.
+ * second. A buffer whose memory was freed is refused for good, and the thread unregisters it at once.
  *
- *     registered --freed, seen by a submit, the thread or a reconnect--> broken --thread--> unregistered
+ *     registered --freed, seen by a submit, the thread or a reconnect--> freed --thread--> unregistered
  *
- * Owns:     the thread, and a buffer's `broken` where the cause is this.
+ * Owns:     the thread, and a buffer's `freed`.
  * Thread:   as each function says. The driver, which may take its time, is never asked with the lock held.
  * Lifetime: the thread lives from the first buffer of GPU memory until memory_watch_stop. While no buffer has any it
  *           sleeps.
@@ -31,5 +31,8 @@ void memory_watch_stop(struct mlacat_client *client);
 enum cuda_memory_state memory_watch_ask(struct cuda_asking *asking, const struct mlacat_buffer *buffer, int *result);
 /* The buffer's memory was freed: breaks it, and lets the thread unregister it. With the lock, or while `connecting`. */
 void memory_watch_break(struct mlacat_buffer *buffer);
+/* FAILED_PRECONDITION, scope BUFFER: its memory was freed. Any lock, or none. */
+enum mlacat_status memory_watch_refuse(const struct mlacat_buffer *buffer, int operand, const char *name,
+                                       struct error *err);
 
 #endif

@@ -115,6 +115,7 @@ void message_open(struct message_open *request, struct mlacat_stream *stream)
     request->envelope.body_case = MLACAT__V1__ENVELOPE__BODY_OPEN_STREAM;
     request->envelope.open_stream = &request->body;
     request->body.device_uuid = stream->device;
+    request->body.ring = stream->ring != NULL;
 }
 
 struct wire_ref message_buffer_ref(const Mlacat__V1__BufferRef *ref)

@@ -15,10 +15,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "callback.h"
 #include "event.h"
 #include "handshake.h"
 #include "memory_watch.h"
 #include "request.h"
+#include "ring.h"
 #include "slot.h"
 #include "timing.h"
 #include "transport.h"
@@ -42,9 +44,19 @@ void reconnect_end(struct mlacat_client *client, const char *reason)
     client->draining = false;
     request_end_all(client);
     for (uint32_t i = 0; i < client->streams_nr; i++) {
-        if (client->streams[i] != NULL) {
+        if (client->streams[i] == NULL) {
+            continue;
+        }
+        if (client->streams[i]->ring != NULL) {
+            ring_end(client->streams[i], client->last_words.message);
+        } else {
             slot_end_all(client->streams[i], client->last_words.message);
         }
+    }
+    ring_pages_put(client->pages);
+    client->pages = NULL;
+    if (!STAILQ_EMPTY(&client->due)) {
+        callback_announce(client);
     }
     transport_wake_all(client);
 }
@@ -69,6 +81,22 @@ static bool note_answer(enum handshake_answer answer, const struct error *err, s
     return true;
 }
 
+/* A new connection that gets what the last one had. */
+struct restoration {
+    struct mlacat_client *client;
+    const struct server *server;
+    int fd;
+    int64_t deadline;
+    uint64_t last_id;
+    struct ring_pages *pages; /* NULL: none is wanted, or the daemon gives none */
+    struct error no_rings;    /* why */
+};
+
+static bool is_ring_of_use(const struct mlacat_stream *stream)
+{
+    return stream != NULL && stream->ring != NULL && !stream->closing;
+}
+
 static bool has_been_freed(const struct mlacat_buffer *buffer)
 {
     struct cuda_asking asking = {.cuda = NULL};
@@ -77,22 +105,24 @@ static bool has_been_freed(const struct mlacat_buffer *buffer)
     return freed;
 }
 
-static bool restore_buffer(int fd, struct mlacat_buffer *buffer, uint64_t id, int64_t deadline, struct error *err)
+static bool restore_buffer(struct restoration *to, struct mlacat_buffer *buffer, struct error *err)
 {
     struct message_register request;
     message *reply;
     struct error refused;
-    buffer->ref = (struct wire_ref){0};
+    buffer->at_daemon = false;
     if (has_been_freed(buffer)) {
         memory_watch_break(buffer);
         return true;
     }
     message_register(&request, buffer);
-    request.envelope.request_id = id;
-    enum handshake_answer answer = handshake_exchange(
-        fd, &request.envelope, &buffer->fds, MLACAT__V1__ENVELOPE__BODY_BUFFER_REGISTERED, deadline, &reply, err);
+    request.envelope.request_id = ++to->last_id;
+    enum handshake_answer answer =
+        handshake_exchange(to->fd, &request.envelope, &buffer->fds, MLACAT__V1__ENVELOPE__BODY_BUFFER_REGISTERED,
+                           to->deadline, &reply, NULL, err);
     if (answer == HANDSHAKE_DONE) {
         buffer->ref = message_buffer_ref(reply->buffer_registered->buffer);
+        buffer->at_daemon = true;
         message_free(reply);
     }
     if (!note_answer(answer, err, &refused)) {
@@ -106,19 +136,18 @@ static bool restore_buffer(int fd, struct mlacat_buffer *buffer, uint64_t id, in
     return true;
 }
 
-static bool restore_event(int fd, struct mlacat_event *event, const struct server *server, uint64_t id,
-                          int64_t deadline, struct error *err)
+static bool restore_event(struct restoration *to, struct mlacat_event *event, struct error *err)
 {
     struct message_register_event request;
     message *reply;
     struct error refused;
     event->ref = (struct wire_ref){0};
     enum handshake_answer answer = HANDSHAKE_REFUSED;
-    if (event_check_server(server, err) == MLACAT_OK) {
+    if (event_check_server(to->server, err) == MLACAT_OK) {
         message_register_event(&request, event);
-        request.envelope.request_id = id;
-        answer = handshake_exchange(fd, &request.envelope, NULL, MLACAT__V1__ENVELOPE__BODY_EVENT_REGISTERED, deadline,
-                                    &reply, err);
+        request.envelope.request_id = ++to->last_id;
+        answer = handshake_exchange(to->fd, &request.envelope, NULL, MLACAT__V1__ENVELOPE__BODY_EVENT_REGISTERED,
+                                    to->deadline, &reply, NULL, err);
     }
     if (answer == HANDSHAKE_DONE) {
         event->ref = message_event_ref(reply->event_registered->event);
@@ -135,47 +164,119 @@ static bool restore_event(int fd, struct mlacat_event *event, const struct serve
     return true;
 }
 
-static bool restore_stream(int fd, struct mlacat_stream *stream, uint64_t id, int64_t deadline, struct error *err)
+static bool restore_stream(struct restoration *to, struct mlacat_stream *stream, struct error *err)
 {
     struct message_open request;
+    struct wire_fds passed = {0};
     message *reply;
+    if (stream->ring != NULL && to->pages == NULL) {
+        stream->broken = to->no_rings;
+        return true;
+    }
     message_open(&request, stream);
-    request.envelope.request_id = id;
-    enum handshake_answer answer = handshake_exchange(fd, &request.envelope, NULL,
-                                                      MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, deadline, &reply, err);
+    request.envelope.request_id = ++to->last_id;
+    enum handshake_answer answer = handshake_exchange(
+        to->fd, &request.envelope, NULL, MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, to->deadline, &reply, &passed, err);
     if (answer == HANDSHAKE_DONE) {
+        uint32_t limit = reply->stream_opened->calls;
         stream->ref = message_stream_ref(reply->stream_opened->stream);
-        stream->limit = reply->stream_opened->calls < stream->slots_nr ? reply->stream_opened->calls : stream->slots_nr;
+        if (stream->ring != NULL) {
+            limit = ring_limit(to->pages, limit);
+            if (ring_take_offer(stream, reply->stream_opened, to->pages, &passed, err) != MLACAT_OK) {
+                answer = HANDSHAKE_REFUSED;
+            }
+        }
+        stream->limit = limit < stream->slots_nr ? limit : stream->slots_nr;
         message_free(reply);
     }
+    wire_close_fds(&passed);
     return note_answer(answer, err, &stream->broken);
 }
 
-static bool restore(struct mlacat_client *client, int fd, const struct server *server, int64_t deadline,
-                    struct error *err)
+/* The pages for the streams that have rings, if there are any; `no_rings`: why those get none. */
+static bool restore_pages(struct restoration *to, struct error *err)
 {
-    uint64_t id = HANDSHAKE_HELLO_ID;
+    struct wire_fds passed = {0};
+    message request = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__OpenRings body = MLACAT__V1__OPEN_RINGS__INIT;
+    message *reply;
+    bool wanted = false;
+    for (uint32_t i = 0; i < to->client->streams_nr; i++) {
+        wanted = wanted || is_ring_of_use(to->client->streams[i]);
+    }
+    if (!wanted) {
+        return true;
+    }
+    if ((to->server->features & MLACAT__V1__FEATURE__FEATURE_RING) == 0) {
+        error_set(&to->no_rings, MLACAT_UNIMPLEMENTED, "the daemon (version %.40s) has no rings",
+                  to->server->info.version);
+        return true;
+    }
+    request.request_id = ++to->last_id;
+    request.body_case = MLACAT__V1__ENVELOPE__BODY_OPEN_RINGS;
+    request.open_rings = &body;
+    enum handshake_answer answer = handshake_exchange(to->fd, &request, NULL, MLACAT__V1__ENVELOPE__BODY_RINGS_OPENED,
+                                                      to->deadline, &reply, &passed, err);
+    if (answer == HANDSHAKE_DONE) {
+        if (ring_pages_map(reply->rings_opened, &passed, &to->pages, err) != MLACAT_OK) {
+            answer = HANDSHAKE_REFUSED;
+        }
+        message_free(reply);
+    }
+    wire_close_fds(&passed);
+    return note_answer(answer, err, &to->no_rings);
+}
+
+static bool restore(struct restoration *to, struct error *err)
+{
+    struct mlacat_client *client = to->client;
     struct mlacat_buffer *buffer;
     TAILQ_FOREACH(buffer, &client->buffers, link)
     {
-        if (!restore_buffer(fd, buffer, ++id, deadline, err)) {
+        if (!restore_buffer(to, buffer, err)) {
             return false;
         }
     }
     struct mlacat_event *event;
     TAILQ_FOREACH(event, &client->events, link)
     {
-        if (!restore_event(fd, event, server, ++id, deadline, err)) {
+        if (!restore_event(to, event, err)) {
             return false;
         }
     }
+    if (!restore_pages(to, err)) {
+        return false;
+    }
     for (uint32_t i = 0; i < client->streams_nr; i++) {
         struct mlacat_stream *stream = client->streams[i];
-        if (stream != NULL && !stream->closing && !restore_stream(fd, stream, ++id, deadline, err)) {
+        if (stream != NULL && !stream->closing && !restore_stream(to, stream, err)) {
             return false;
         }
     }
     return true;
+}
+
+/* The rings go up together with the connection, or not at all. */
+static void end_restoration(struct restoration *to, bool good)
+{
+    struct mlacat_client *client = to->client;
+    for (uint32_t i = 0; i < client->streams_nr; i++) {
+        struct mlacat_stream *stream = client->streams[i];
+        if (!is_ring_of_use(stream)) {
+            continue;
+        }
+        if (good && stream->broken.code == MLACAT_OK) {
+            ring_attach(stream, to->pages);
+        } else {
+            ring_withdraw(stream);
+        }
+    }
+    if (good) {
+        client->pages = to->pages;
+    } else {
+        ring_pages_put(to->pages);
+        to->pages = NULL;
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------------- connecting */
@@ -186,18 +287,29 @@ static bool may_change(enum mlacat_status status)
     return status == MLACAT_UNAVAILABLE || status == MLACAT_RESOURCE_EXHAUSTED;
 }
 
-/* Tries until `deadline`. Without the lock; `connecting` keeps others from the lists. */
-static int make_connection(struct mlacat_client *client, int64_t deadline, struct server *server, struct error *err)
+static void close_both(int fd, int pidfd)
+{
+    close(fd);
+    if (pidfd >= 0) {
+        close(pidfd);
+    }
+}
+
+/* Tries until `deadline`. Without the lock; `connecting` keeps others from the lists. *to: the connection's. */
+static int make_connection(struct mlacat_client *client, int64_t deadline, struct server *server,
+                           struct restoration *to, struct error *err)
 {
     int64_t backoff = BACKOFF_FIRST_NS;
     struct error before = {0};
     for (;;) {
         int fd = -1;
         if (handshake_connect(client->socket, client->name, deadline, &fd, server, err) == MLACAT_OK) {
-            if (restore(client, fd, server, deadline, err)) {
+            *to = (struct restoration){client, server, fd, deadline, HANDSHAKE_HELLO_ID, NULL, {0}};
+            if (restore(to, err)) {
                 return fd;
             }
-            close(fd);
+            end_restoration(to, false);
+            close_both(fd, server->pidfd);
         }
         if (err->code == MLACAT_DEADLINE_EXCEEDED && before.code != MLACAT_OK) {
             *err = before; /* the last attempt had too little time; the one before tells more */
@@ -226,10 +338,11 @@ static enum mlacat_status fail_unavailable(const struct mlacat_client *client, c
 static enum mlacat_status reconnect(struct mlacat_client *client, int64_t deadline, struct error *err)
 {
     struct server server;
+    struct restoration restoration;
     struct error why;
     client->connecting = true;
     pthread_mutex_unlock(&client->lock);
-    int fd = make_connection(client, deadline, &server, &why);
+    int fd = make_connection(client, deadline, &server, &restoration, &why);
     pthread_mutex_lock(&client->lock);
     client->connecting = false;
     pthread_cond_broadcast(&client->changed);
@@ -240,8 +353,12 @@ static enum mlacat_status reconnect(struct mlacat_client *client, int64_t deadli
         *err = why;
         return err->code;
     }
+    if (client->server.pidfd >= 0) {
+        close(client->server.pidfd);
+    }
     client->fd = fd;
     client->server = server;
+    end_restoration(&restoration, true);
     client->reconnects++;
     client->last_words = (struct error){0};
     if (client->poll_fd >= 0) {

@@ -15,12 +15,16 @@ static void end_request(struct mlacat_client *client, struct request *request, m
     transport_wake(&request->waiter);
 }
 
-void request_deliver(struct mlacat_client *client, message *reply)
+void request_deliver(struct mlacat_client *client, message *reply, struct wire_fds *passed)
 {
     struct request *request;
     TAILQ_FOREACH(request, &client->requests, link)
     {
         if (request->id == reply->request_id) {
+            if (request->passed != NULL) {
+                *request->passed = *passed;
+                passed->nr = 0;
+            }
             end_request(client, request, reply);
             return;
         }
@@ -91,10 +95,12 @@ static bool tells_of_drain(const struct mlacat_client *client, const message *re
     return false;
 }
 
-enum mlacat_status request_make(struct mlacat_client *client, message *message_out, const struct wire_fds *fds,
-                                enum request_when when, int body, message **reply, struct error *err)
+/* With descriptors in one direction at most. */
+static enum mlacat_status make(struct mlacat_client *client, message *message_out, const struct wire_fds *fds,
+                               enum request_when when, int body, message **reply, struct wire_fds *passed,
+                               struct error *err)
 {
-    struct request request = {.id = ++client->last_request_id};
+    struct request request = {.id = ++client->last_request_id, .passed = passed};
     message_out->request_id = request.id;
     if (send_request(client, message_out, fds, when, err) != MLACAT_OK) {
         return err->code;
@@ -122,4 +128,16 @@ enum mlacat_status request_make(struct mlacat_client *client, message *message_o
         *reply = request.reply;
     }
     return MLACAT_OK;
+}
+
+enum mlacat_status request_make(struct mlacat_client *client, message *request, const struct wire_fds *fds,
+                                enum request_when when, int body, message **reply, struct error *err)
+{
+    return make(client, request, fds, when, body, reply, NULL, err);
+}
+
+enum mlacat_status request_make_passing(struct mlacat_client *client, message *request, enum request_when when,
+                                        int body, message **reply, struct wire_fds *passed, struct error *err)
+{
+    return make(client, request, NULL, when, body, reply, passed, err);
 }

@@ -27,8 +27,12 @@ enum request_when {
 enum mlacat_status request_make(struct mlacat_client *client, message *request, const struct wire_fds *fds,
                                 enum request_when when, int body, message **reply, struct error *err);
 
-/* Gives a reply to the request that waits for it, or drops it. Takes the reply. */
-void request_deliver(struct mlacat_client *client, message *reply);
+/* The same for a request whose reply brings descriptors: also after an error *passed is the caller's. */
+enum mlacat_status request_make_passing(struct mlacat_client *client, message *request, enum request_when when,
+                                        int body, message **reply, struct wire_fds *passed, struct error *err);
+
+/* Gives a reply and its descriptors to the request that waits for it, or drops it. Takes both. */
+void request_deliver(struct mlacat_client *client, message *reply, struct wire_fds *passed);
 /* The connection is gone: all requests end without a reply. */
 void request_end_all(struct mlacat_client *client);
 

@@ -19,6 +19,7 @@
 /* The size of each struct in the first version, which had members up to `last`. A later member does not change it. */
 #define SIZED_FIRST(type, last) (offsetof(struct type, last) + sizeof(((struct type *)0)->last))
 #define SIZED_CONNECT_OPTIONS SIZED_FIRST(mlacat_connect_options, dispatch)
+#define SIZED_STREAM_OPTIONS SIZED_FIRST(mlacat_stream_options, transport)
 #define SIZED_SERVER_INFO SIZED_FIRST(mlacat_server_info, reconnects)
 #define SIZED_DEVICE_INFO SIZED_FIRST(mlacat_device_info, workers)
 #define SIZED_RESULT SIZED_FIRST(mlacat_result, device_ns)

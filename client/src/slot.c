@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "callback.h"
+#include "ring.h"
 #include "stream.h"
 #include "transport.h"
 
@@ -15,15 +15,28 @@ uint64_t slot_call_id(const struct slot *slot)
            (uint64_t)stream->index << STREAM_SLOT_BITS | (uint64_t)(slot - stream->slots);
 }
 
-struct slot *slot_find(struct mlacat_client *client, uint64_t id)
+struct slot *slot_find(struct mlacat_stream *stream, uint64_t id)
 {
-    uint32_t stream = (uint32_t)(id >> STREAM_SLOT_BITS) & ((1u << STREAM_INDEX_BITS) - 1);
-    uint32_t slot = (uint32_t)id & ((1u << STREAM_SLOT_BITS) - 1);
-    if (stream >= client->streams_nr || client->streams[stream] == NULL || slot >= client->streams[stream]->slots_nr) {
+    uint32_t index = (uint32_t)id & ((1u << STREAM_SLOT_BITS) - 1);
+    if (index >= stream->slots_nr) {
         return NULL;
     }
-    struct slot *found = &client->streams[stream]->slots[slot];
+    struct slot *found = &stream->slots[index];
     return slot_call_id(found) == id && found->state != SLOT_FREE ? found : NULL;
+}
+
+/* +1 and -1: a call more, or less, is in flight. */
+static void count_flying(const struct slot *slot, uint32_t step)
+{
+    struct mlacat_stream *stream = slot->stream;
+    uint32_t callback = slot->done != NULL ? step : 0;
+    stream->flying += step;
+    if (stream->ring != NULL) {
+        stream->ring->flying_callbacks += callback;
+    } else {
+        stream->client->flying += step;
+        stream->client->flying_callbacks += callback;
+    }
 }
 
 struct slot *slot_take(struct mlacat_stream *stream, const struct mlacat_call *call)
@@ -35,18 +48,14 @@ struct slot *slot_take(struct mlacat_stream *stream, const struct mlacat_call *c
     slot->waiter = NULL;
     slot->done = call->done;
     slot->user = call->user;
-    stream->flying++;
-    stream->client->flying++;
-    stream->client->flying_callbacks += slot->done != NULL;
+    count_flying(slot, 1);
     return slot;
 }
 
 static void land(struct slot *slot)
 {
     slot->state = SLOT_ENDED;
-    slot->stream->flying--;
-    slot->stream->client->flying--;
-    slot->stream->client->flying_callbacks -= slot->done != NULL;
+    count_flying(slot, UINT32_MAX);
 }
 
 static void make_free(struct slot *slot)
@@ -65,22 +74,23 @@ void slot_give_back(struct slot *slot)
 
 static void end(struct slot *slot)
 {
-    struct mlacat_client *client = slot->stream->client;
+    struct mlacat_stream *stream = slot->stream;
     land(slot);
-    if (slot->done != NULL) {
-        slot->stream->due++;
-        STAILQ_INSERT_TAIL(&client->due, slot, link);
-    } else {
+    if (slot->done == NULL) {
         transport_wake(slot->waiter);
+    } else {
+        stream->due++;
+        if (stream->ring != NULL) {
+            STAILQ_INSERT_TAIL(&stream->ring->due, slot, link);
+            pthread_cond_broadcast(&stream->ring->changed);
+        } else {
+            STAILQ_INSERT_TAIL(&stream->client->due, slot, link);
+        }
     }
 }
 
-void slot_complete(struct mlacat_client *client, const struct wire_completion *completion)
+bool slot_end(struct slot *slot, const struct wire_completion *completion)
 {
-    struct slot *slot = slot_find(client, completion->call_id);
-    if (slot == NULL || slot->state != SLOT_FLYING) {
-        return;
-    }
     slot->status = error_status_of(completion->code);
     slot->scope = MLACAT_SCOPE_NONE;
     slot->queue_ns = completion->queue_ns;
@@ -88,9 +98,28 @@ void slot_complete(struct mlacat_client *client, const struct wire_completion *c
     if (slot->status != MLACAT_OK) {
         slot->scope = error_scope_of(completion->scope, slot->status);
         slot->message = strndup(completion->message != NULL ? completion->message : "", completion->message_bytes);
-        client->draining |= slot->status == MLACAT_UNAVAILABLE && slot->scope == MLACAT_SCOPE_CALL;
     }
+    bool going = slot->status == MLACAT_UNAVAILABLE && slot->scope == MLACAT_SCOPE_CALL;
     end(slot);
+    return going;
+}
+
+void slot_end_ok(struct slot *slot)
+{
+    slot_end(slot, &(struct wire_completion){0});
+}
+
+void slot_complete(struct mlacat_client *client, const struct wire_completion *completion)
+{
+    uint32_t index = (uint32_t)(completion->call_id >> STREAM_SLOT_BITS) & ((1u << STREAM_INDEX_BITS) - 1);
+    struct mlacat_stream *stream = index < client->streams_nr ? client->streams[index] : NULL;
+    if (stream == NULL || stream->ring != NULL) {
+        return;
+    }
+    struct slot *slot = slot_find(stream, completion->call_id);
+    if (slot != NULL && slot->state == SLOT_FLYING) {
+        client->draining |= slot_end(slot, completion);
+    }
 }
 
 void slot_end_all(struct mlacat_stream *stream, const char *reason)
@@ -109,9 +138,6 @@ void slot_end_all(struct mlacat_stream *stream, const char *reason)
                   reason);
         slot->message = strdup(err.message);
         end(slot);
-    }
-    if (!STAILQ_EMPTY(&stream->client->due)) {
-        callback_announce(stream->client);
     }
 }
 

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Calls on their way out: what only the library can check, slots, packets. */
+#include "submit.h"
+
 #include <errno.h>
 #include <string.h>
 
 #include "callback.h"
 #include "memory_watch.h"
 #include "reconnect.h"
+#include "ring.h"
 #include "sized.h"
 #include "slot.h"
 #include "transport.h"
@@ -35,9 +38,30 @@ static const struct mlacat_call *read_call(const struct batch *batch, size_t ind
     return sized_read(copy, sizeof(*copy), given, SIZED_CALL, "mlacat_call", err) == MLACAT_OK ? copy : NULL;
 }
 
-/* What only the library can see; the daemon checks all the rest. */
-static enum mlacat_status check_call(const struct mlacat_stream *stream, const struct mlacat_call *call,
+static enum mlacat_status check_wait(const struct mlacat_stream *stream, const struct mlacat_call *call,
                                      struct error *err)
+{
+    const struct mlacat_event *event = call->wait;
+    if (event == NULL) {
+        return MLACAT_OK;
+    }
+    if (event->client != stream->client) {
+        return error_set(err, MLACAT_INVALID_ARGUMENT,
+                         "`wait` is an event of another client; use one of the client of the stream");
+    }
+    if (stream->ring != NULL) {
+        return error_set(err, MLACAT_FAILED_PRECONDITION,
+                         "a call of a stream with a ring cannot wait for an event; open the stream with "
+                         "MLACAT_TRANSPORT_MESSAGE");
+    }
+    if (event->broken.code != MLACAT_OK) {
+        *err = event->broken;
+        return err->code;
+    }
+    return MLACAT_OK;
+}
+
+enum mlacat_status submit_check(const struct mlacat_stream *stream, const struct mlacat_call *call, struct error *err)
 {
     static const char *const names[] = {"output", "first input", "second input"};
     for (int i = 0; i < 3; i++) {
@@ -56,24 +80,11 @@ static enum mlacat_status check_call(const struct mlacat_stream *stream, const s
             err->scope = buffer->broken.scope;
             return err->code;
         }
+        if (memory_watch_refuse(buffer, i, names[i], err) != MLACAT_OK) {
+            return err->code;
+        }
     }
-    return MLACAT_OK;
-}
-
-/* The same of the event that it waits for. */
-static enum mlacat_status check_wait(const struct mlacat_stream *stream, const struct mlacat_call *call,
-                                     struct error *err)
-{
-    const struct mlacat_event *event = call->wait;
-    if (event == NULL || (event->client == stream->client && event->broken.code == MLACAT_OK)) {
-        return MLACAT_OK;
-    }
-    if (event->client != stream->client) {
-        return error_set(err, MLACAT_INVALID_ARGUMENT,
-                         "`wait` is an event of another client; use one of the client of the stream");
-    }
-    *err = event->broken;
-    return err->code;
+    return check_wait(stream, call, err);
 }
 
 /* How many calls of the batch, from the first, can go into one packet now; err->code: why not all of them, or OK. */
@@ -90,7 +101,7 @@ static size_t count_sendable(struct mlacat_stream *stream, const struct batch *b
             return i;
         }
         const struct mlacat_call *call = read_call(batch, i, &copy, err);
-        if (call == NULL || check_call(stream, call, err) != MLACAT_OK || check_wait(stream, call, err) != MLACAT_OK ||
+        if (call == NULL || submit_check(stream, call, err) != MLACAT_OK ||
             (call->done != NULL && callback_prepare(stream->client, err) != MLACAT_OK)) {
             return i;
         }
@@ -197,23 +208,103 @@ static enum mlacat_status check_buffer(struct memory_check *check, struct mlacat
     return MLACAT_OK;
 }
 
-/* Without the lock: the driver may take its time. */
-static enum mlacat_status check_memory(const struct mlacat_stream *stream, const struct batch *batch,
-                                       struct memory_check *check, struct error *err)
+static enum mlacat_status check_call_memory(const struct mlacat_stream *stream, const struct mlacat_call *call,
+                                            struct memory_check *check, struct error *err)
 {
     enum mlacat_status status = MLACAT_OK;
-    for (size_t i = 0; i < batch->nr && status == MLACAT_OK && check->freed == NULL; i++) {
+    for (int k = 0; k < 3 && status == MLACAT_OK && check->freed == NULL; k++) {
+        struct mlacat_buffer *buffer = call->operand[k].buffer;
+        if (buffer != NULL && buffer->client == stream->client && buffer->device_memory != NULL) {
+            status = check_buffer(check, buffer, err);
+        }
+    }
+    return status;
+}
+
+/* Ends the questions, and breaks what they found freed. */
+static void end_check(struct memory_check *check)
+{
+    cuda_asking_end(&check->asking);
+    if (check->freed != NULL) {
+        struct mlacat_client *client = check->freed->client;
+        pthread_mutex_lock(&client->lock);
+        reconnect_settle(client);
+        memory_watch_break(check->freed);
+        pthread_mutex_unlock(&client->lock);
+    }
+}
+
+enum mlacat_status submit_check_memory(const struct mlacat_stream *stream, const struct mlacat_call *call,
+                                       struct error *err)
+{
+    struct memory_check check = {.freed = NULL};
+    enum mlacat_status status = check_call_memory(stream, call, &check, err);
+    end_check(&check);
+    return status;
+}
+
+static enum mlacat_status check_batch_memory(const struct mlacat_stream *stream, const struct batch *batch,
+                                             struct error *err)
+{
+    struct memory_check check = {.freed = NULL};
+    enum mlacat_status status = MLACAT_OK;
+    for (size_t i = 0; i < batch->nr && status == MLACAT_OK && check.freed == NULL; i++) {
         struct mlacat_call copy;
         struct error later; /* what is wrong with a call is said when its turn comes */
         const struct mlacat_call *call = read_call(batch, i, &copy, &later);
-        for (int k = 0; call != NULL && k < 3 && status == MLACAT_OK && check->freed == NULL; k++) {
-            struct mlacat_buffer *buffer = call->operand[k].buffer;
-            if (buffer != NULL && buffer->client == stream->client && buffer->device_memory != NULL) {
-                status = check_buffer(check, buffer, err);
-            }
+        if (call != NULL) {
+            status = check_call_memory(stream, call, &check, err);
         }
     }
-    cuda_asking_end(&check->asking);
+    end_check(&check);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------------- both ways */
+
+/* All of the batch goes into the ring, without the client's lock; *sent_nr calls were taken, also with an error. */
+static enum mlacat_status submit_ring(struct mlacat_stream *stream, const struct batch *batch, size_t *sent_nr,
+                                      struct error *err)
+{
+    struct mlacat_call copy;
+    *sent_nr = 0;
+    if (ring_enter(stream, err) != MLACAT_OK) {
+        return err->code;
+    }
+    err->code = MLACAT_OK;
+    for (; *sent_nr < batch->nr; ++*sent_nr) {
+        const struct mlacat_call *call = read_call(batch, *sent_nr, &copy, err);
+        uint64_t id;
+        if (call == NULL || submit_check(stream, call, err) != MLACAT_OK ||
+            (call->done != NULL && ring_callback_prepare(stream, err) != MLACAT_OK) ||
+            ring_put(stream, call, &id, err) != MLACAT_OK) {
+            break;
+        }
+        if (batch->ids != NULL) {
+            batch->ids[*sent_nr] = id;
+        }
+    }
+    ring_leave(stream);
+    return err->code;
+}
+
+/* The same in packets, with the lock for all of them. */
+static enum mlacat_status submit_messages(struct mlacat_stream *stream, const struct batch *batch, size_t *sent_nr,
+                                          struct error *err)
+{
+    struct batch rest = *batch;
+    enum mlacat_status status = MLACAT_OK;
+    *sent_nr = 0;
+    pthread_mutex_lock(&stream->client->lock);
+    while (status == MLACAT_OK && rest.nr > 0) {
+        size_t sent;
+        status = submit_packet(stream, &rest, &sent, err);
+        *sent_nr += sent;
+        rest.nr -= sent;
+        rest.calls += sent * rest.stride;
+        rest.ids = rest.ids == NULL ? NULL : rest.ids + sent;
+    }
+    pthread_mutex_unlock(&stream->client->lock);
     return status;
 }
 
@@ -221,25 +312,13 @@ static enum mlacat_status submit(struct mlacat_stream *stream, struct batch batc
 {
     enum mlacat_status status = client_check(stream != NULL ? stream->client : NULL);
     size_t done = 0;
-    struct error err;
-    struct memory_check check = {.freed = NULL};
-    if (status == MLACAT_OK && check_memory(stream, &batch, &check, &err) != MLACAT_OK) {
-        status = error_raise(&err);
-    } else if (status == MLACAT_OK) {
-        pthread_mutex_lock(&stream->client->lock);
-        if (check.freed != NULL) {
-            reconnect_settle(stream->client);
-            memory_watch_break(check.freed);
+    if (status == MLACAT_OK) {
+        struct error err;
+        status = check_batch_memory(stream, &batch, &err);
+        if (status == MLACAT_OK) {
+            status = stream->ring != NULL ? submit_ring(stream, &batch, &done, &err)
+                                          : submit_messages(stream, &batch, &done, &err);
         }
-        while (status == MLACAT_OK && batch.nr > 0) {
-            size_t sent;
-            status = submit_packet(stream, &batch, &sent, &err);
-            done += sent;
-            batch.nr -= sent;
-            batch.calls += sent * batch.stride;
-            batch.ids = batch.ids == NULL ? NULL : batch.ids + sent;
-        }
-        pthread_mutex_unlock(&stream->client->lock);
         if (status != MLACAT_OK) {
             error_raise(&err);
         }

@@ -61,8 +61,8 @@ enum transport_sent transport_send(struct mlacat_client *client, const uint8_t *
 
 /* ---------------------------------------------------------------------------------------------------- handing out */
 
-/* False: the packet is broken. */
-static bool hand_out(struct mlacat_client *client, const uint8_t *packet, size_t size)
+/* False: the packet is broken. What is left in `passed` nobody asked for. */
+static bool hand_out(struct mlacat_client *client, const uint8_t *packet, size_t size, struct wire_fds *passed)
 {
     struct wire_cursor cursor;
     struct wire_completion completion;
@@ -83,7 +83,7 @@ static bool hand_out(struct mlacat_client *client, const uint8_t *packet, size_t
         return false;
     }
     if (reply->request_id != 0) {
-        request_deliver(client, reply);
+        request_deliver(client, reply, passed);
         return true;
     }
     if (reply->body_case == MLACAT__V1__ENVELOPE__BODY_ANSWER) {
@@ -93,7 +93,19 @@ static bool hand_out(struct mlacat_client *client, const uint8_t *packet, size_t
     return true;
 }
 
-static void hand_out_batch(struct mlacat_client *client, const struct mmsghdr *packets, int nr)
+/* One packet with its descriptors. False: the packet is broken. */
+static bool hand_out_packet(struct mlacat_client *client, struct msghdr *header, const uint8_t *packet, size_t size)
+{
+    struct wire_fds passed = {0};
+    if (header->msg_controllen > 0) {
+        wire_take_fds(header, &passed);
+    }
+    bool good = (header->msg_flags & MSG_TRUNC) == 0 && hand_out(client, packet, size, &passed);
+    wire_close_fds(&passed);
+    return good;
+}
+
+static void hand_out_batch(struct mlacat_client *client, struct mmsghdr *packets, int nr)
 {
     for (int i = 0; i < nr; i++) {
         /* No message of the protocol is empty: a packet of 0 bytes is how a socket says that the peer has closed. */
@@ -102,7 +114,7 @@ static void hand_out_batch(struct mlacat_client *client, const struct mmsghdr *p
             return;
         }
         const uint8_t *packet = client->incoming + (size_t)i * WIRE_PACKET_BYTES;
-        if ((packets[i].msg_hdr.msg_flags & MSG_TRUNC) != 0 || !hand_out(client, packet, packets[i].msg_len)) {
+        if (!hand_out_packet(client, &packets[i].msg_hdr, packet, packets[i].msg_len)) {
             reconnect_end(client, "the daemon sent a packet that is too long or does not parse");
             return;
         }
@@ -131,11 +143,11 @@ static short poll_socket(int fd, bool wants_space, int64_t deadline)
 /* Number of packets, 0 when the time is over, -1 with errno. Without the lock. */
 static int receive(int fd, struct mmsghdr *packets, unsigned nr, bool wants_space, int64_t deadline)
 {
-    /* WAITFORONE: blocks for the first packet only and takes along what else is there. Descriptors that a packet might
-     * carry are closed by the kernel, because there is no place for them. */
-    int flags = MSG_WAITFORONE;
+    /* WAITFORONE: blocks for the first packet only and takes along what else is there. Descriptors for which there is
+     * no place are closed by the kernel. */
+    int flags = MSG_WAITFORONE | MSG_CMSG_CLOEXEC;
     if (deadline != TIMING_NEVER || wants_space) {
-        flags = MSG_DONTWAIT;
+        flags = MSG_DONTWAIT | MSG_CMSG_CLOEXEC;
         if (deadline != TIMING_NO_WAIT && poll_socket(fd, wants_space, deadline) == 0) {
             return 0;
         }
@@ -161,12 +173,19 @@ static void wake_each_round(struct mlacat_client *client)
 /* True: something was read or, if wanted, can be written. */
 static bool read_batch(struct mlacat_client *client, const struct waiter *waiter, int64_t deadline)
 {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(CLIENT_PACKET_FDS_MAX * sizeof(int))];
+    } control[CLIENT_BATCH_PACKETS];
     struct mmsghdr packets[CLIENT_BATCH_PACKETS];
     struct iovec parts[CLIENT_BATCH_PACKETS];
     unsigned nr = client->flying > 1 ? CLIENT_BATCH_PACKETS : 1;
     for (unsigned i = 0; i < nr; i++) {
         parts[i] = (struct iovec){client->incoming + (size_t)i * WIRE_PACKET_BYTES, WIRE_PACKET_BYTES};
-        packets[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &parts[i], .msg_iovlen = 1}};
+        packets[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &parts[i],
+                                                  .msg_iovlen = 1,
+                                                  .msg_control = &control[i],
+                                                  .msg_controllen = sizeof(control[i])}};
     }
     int fd = client->fd;
     client->reading = true;

@@ -4,6 +4,7 @@
 
 #include "callback.h"
 #include "request.h"
+#include "ring.h"
 #include "sized.h"
 #include "slot.h"
 #include "timing.h"
@@ -29,20 +30,21 @@ static bool await_slot(struct mlacat_client *client, struct slot *slot, int64_t 
     return slot->state == SLOT_ENDED;
 }
 
-/* With the lock. */
-static enum mlacat_status wait_call(struct mlacat_stream *stream, uint64_t id, int64_t timeout_us,
+/* `timed`: the times of the result are wanted. With the stream's lock. */
+static enum mlacat_status wait_call(struct mlacat_stream *stream, uint64_t id, int64_t timeout_us, bool timed,
                                     struct mlacat_result *result)
 {
-    struct slot *slot = slot_find(stream->client, id);
-    if (slot == NULL || slot->stream != stream || slot->done != NULL) {
+    struct slot *slot = slot_find(stream, id);
+    if (slot == NULL || slot->done != NULL) {
         return error_fail(MLACAT_NOT_FOUND, "call %#llx of this stream is not there: it %s", (unsigned long long)id,
-                          slot != NULL && slot->done != NULL ? "has a callback" : "was waited for, or never submitted");
+                          slot != NULL ? "has a callback" : "was waited for, or never submitted");
     }
     if (slot->waiter != NULL) {
         return error_fail(MLACAT_FAILED_PRECONDITION, "another thread already waits for call %#llx",
                           (unsigned long long)id);
     }
-    if (!await_slot(stream->client, slot, timeout_us)) {
+    if (!(stream->ring != NULL ? ring_await(stream, slot, timeout_us, timed)
+                               : await_slot(stream->client, slot, timeout_us))) {
         return error_fail(MLACAT_DEADLINE_EXCEEDED, "call %#llx did not end within %lld us; it is still in flight",
                           (unsigned long long)id, (long long)timeout_us);
     }
@@ -83,9 +85,10 @@ enum mlacat_status mlacat_wait(struct mlacat_stream *stream, uint64_t id, int64_
         return tell_refusal(result, status);
     }
     struct mlacat_result own = {0};
-    pthread_mutex_lock(&stream->client->lock);
-    status = wait_call(stream, id, timeout_us, &own);
-    pthread_mutex_unlock(&stream->client->lock);
+    pthread_mutex_t *lock = stream->ring != NULL ? &stream->ring->lock : &stream->client->lock;
+    pthread_mutex_lock(lock);
+    status = wait_call(stream, id, timeout_us, result != NULL, &own);
+    pthread_mutex_unlock(lock);
     if (!own.ended) {
         return tell_refusal(result, status);
     }
@@ -113,13 +116,9 @@ enum mlacat_status mlacat_run(struct mlacat_stream *stream, const struct mlacat_
     return status != MLACAT_OK ? tell_refusal(result, status) : mlacat_wait(stream, id, -1, result);
 }
 
-enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64_t id)
+/* With the lock. */
+static enum mlacat_status cancel_by_message(struct mlacat_stream *stream, uint64_t id, struct error *err)
 {
-    enum mlacat_status status = client_check(stream != NULL ? stream->client : NULL);
-    if (status != MLACAT_OK) {
-        return status;
-    }
-    struct mlacat_client *client = stream->client;
     message request = MLACAT__V1__ENVELOPE__INIT;
     Mlacat__V1__Cancel body = MLACAT__V1__CANCEL__INIT;
     Mlacat__V1__StreamRef ref = MLACAT__V1__STREAM_REF__INIT;
@@ -127,18 +126,26 @@ enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64_t id)
     request.cancel = &body;
     body.stream = &ref;
     body.call_id = id;
-    struct error err;
-    pthread_mutex_lock(&client->lock);
-    struct slot *slot = slot_find(client, id);
-    if (slot == NULL || slot->stream != stream || slot->state != SLOT_FLYING) {
-        status =
-            error_set(&err, MLACAT_NOT_FOUND, "call %#llx of this stream is not in flight", (unsigned long long)id);
-    } else {
-        ref.id = stream->ref.id;
-        ref.generation = stream->ref.generation;
-        status = request_make(client, &request, NULL, REQUEST_THIS_CONNECTION, MLACAT__V1__ENVELOPE__BODY_ANSWER, NULL,
-                              &err);
+    const struct slot *slot = slot_find(stream, id);
+    if (slot == NULL || slot->state != SLOT_FLYING) {
+        return error_set(err, MLACAT_NOT_FOUND, "call %#llx of this stream is not in flight", (unsigned long long)id);
     }
-    pthread_mutex_unlock(&client->lock);
+    ref.id = stream->ref.id;
+    ref.generation = stream->ref.generation;
+    return request_make(stream->client, &request, NULL, REQUEST_THIS_CONNECTION, MLACAT__V1__ENVELOPE__BODY_ANSWER,
+                        NULL, err);
+}
+
+enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64_t id)
+{
+    enum mlacat_status status = client_check(stream != NULL ? stream->client : NULL);
+    if (status != MLACAT_OK) {
+        return status;
+    }
+    struct error err;
+    pthread_mutex_t *lock = stream->ring != NULL ? &stream->ring->lock : &stream->client->lock;
+    pthread_mutex_lock(lock);
+    status = stream->ring != NULL ? ring_cancel(stream, id, &err) : cancel_by_message(stream, id, &err);
+    pthread_mutex_unlock(lock);
     return status == MLACAT_OK ? MLACAT_OK : error_raise(&err);
 }

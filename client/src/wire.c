@@ -3,6 +3,8 @@
 
 #include <stdbool.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 /* How a field's value is stored (the low three bits of its tag). */
 enum field_type { VARINT = 0, FIXED64 = 1, LENGTH = 2, FIXED32 = 5 };
@@ -258,4 +260,33 @@ int wire_next_completion(struct wire_cursor *cursor, struct wire_completion *com
         }
     }
     return more;
+}
+
+/* ---------------------------------------------------------------------------------------------------- descriptors */
+
+void wire_take_fds(struct msghdr *header, struct wire_fds *fds)
+{
+    for (struct cmsghdr *item = CMSG_FIRSTHDR(header); item != NULL; item = CMSG_NXTHDR(header, item)) {
+        if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS) {
+            continue;
+        }
+        size_t nr = (item->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < nr; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(item) + i * sizeof(int), sizeof(int));
+            if (fds->nr < WIRE_PACKET_FDS) {
+                fds->fd[fds->nr++] = fd;
+            } else {
+                close(fd);
+            }
+        }
+    }
+}
+
+void wire_close_fds(struct wire_fds *fds)
+{
+    for (uint32_t i = 0; i < fds->nr; i++) {
+        close(fds->fd[i]);
+    }
+    fds->nr = 0;
 }

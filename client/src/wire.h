@@ -34,6 +34,10 @@ struct wire_fds {
     uint32_t nr;
     int fd[WIRE_PACKET_FDS];
 };
+struct msghdr;
+/* Adds those of a received packet. */
+void wire_take_fds(struct msghdr *header, struct wire_fds *fds);
+void wire_close_fds(struct wire_fds *fds);
 
 /*
  * Messages are written from their end to their front, because a protobuf message stands behind its own length: give the

@@ -120,17 +120,22 @@ void library_waits(const char *socket, void *event, uint64_t address, void (*let
     struct mlacat_client *client = connect_to(socket);
     struct mlacat_device_info info = {.size = sizeof(info)};
     struct mlacat_result result = {.size = sizeof(result)};
+    struct mlacat_stream_options by_messages = {.size = sizeof(by_messages), .transport = MLACAT_TRANSPORT_MESSAGE};
     struct mlacat_stream *streams[2];
+    struct mlacat_stream *with_ring;
     struct mlacat_buffer *buffer;
     struct mlacat_event *registered;
     uint64_t id;
     MUST(mlacat_device_info(client, 0, &info));
-    MUST(mlacat_stream_open(client, info.uuid, &streams[0]));
-    MUST(mlacat_stream_open(client, info.uuid, &streams[1]));
+    MUST(mlacat_stream_open_with(client, info.uuid, &by_messages, &streams[0]));
+    MUST(mlacat_stream_open_with(client, info.uuid, &by_messages, &streams[1]));
+    MUST(mlacat_stream_open(client, info.uuid, &with_ring));
     MUST(mlacat_buffer_register_ptr(client, (void *)(uintptr_t)address, 4096, &buffer));
     MUST(mlacat_event_register(client, event, &registered));
     struct mlacat_call call = small_call(buffer);
     call.wait = registered;
+    REQUIRE(mlacat_submit(with_ring, &call, &id) == MLACAT_FAILED_PRECONDITION);
+    printf("  refused: %s\n", mlacat_error_message());
     MUST(mlacat_submit(streams[0], &call, &id));
     call.wait = NULL;
     for (int i = 0; i < 50; i++) {

@@ -89,6 +89,18 @@ static void corrupt(const struct middle *middle)
     munmap(memory, bytes);
 }
 
+/* What goes through a ring does not go through here. */
+static void hide_rings(struct packet *packet)
+{
+    Mlacat__V1__Envelope *said = mlacat__v1__envelope__unpack(NULL, (size_t)packet->size, packet->bytes);
+    REQUIRE(said != NULL);
+    if (said->body_case == MLACAT__V1__ENVELOPE__BODY_WELCOME) {
+        said->welcome->features &= ~(uint64_t)MLACAT__V1__FEATURE__FEATURE_RING;
+        packet->size = (ssize_t)mlacat__v1__envelope__pack(said, packet->bytes);
+    }
+    mlacat__v1__envelope__free_unpacked(said, NULL);
+}
+
 /* False: that side has gone. */
 static bool pass(struct middle *middle, bool from_daemon)
 {
@@ -107,6 +119,7 @@ static bool pass(struct middle *middle, bool from_daemon)
         forward(middle->daemon, &packet);
         return true;
     }
+    hide_rings(&packet);
     if (middle->proxy->fault == PROXY_CORRUPTS) {
         corrupt(middle);
     }

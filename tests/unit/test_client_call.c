@@ -79,14 +79,15 @@ static int count_event_fds(void)
 }
 
 /* The fake passes an eventfd for the pidfd of a real daemon. */
-static void test_client_connect_keeps_no_descriptor_of_the_daemon(void **state)
+static void test_client_connect_gives_the_pidfd_back(void **state)
 {
     struct fixture *f = *state;
     int before = count_event_fds();
     assert_true(before > 0);
     struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_THREAD, 0);
-    assert_int_equal(count_event_fds(), before);
+    assert_int_equal(count_event_fds(), before + 1);
     mlacat_disconnect(other);
+    assert_int_equal(count_event_fds(), before);
 }
 
 static void test_client_connect_refuses_what_cannot_work(void **state)
@@ -197,7 +198,9 @@ static void test_client_release_keeps_the_last_error(void **state)
     struct fixture *f = *state;
     struct mlacat_stream *second;
     assert_int_equal(mlacat_stream_open(f->client, NULL, &second), MLACAT_OK);
-    f->call.operand[0].buffer = NULL;
+    for (int i = 0; i < 3; i++) {
+        f->call.operand[i].buffer = NULL;
+    }
     assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_INVALID_ARGUMENT);
     fake_die(f->fake, NULL);
     mlacat_buffer_release(f->buffer);
@@ -539,7 +542,7 @@ int main(void)
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         CASE(test_client_connect_tells_what_the_daemon_said),
-        CASE(test_client_connect_keeps_no_descriptor_of_the_daemon),
+        CASE(test_client_connect_gives_the_pidfd_back),
         CASE(test_client_connect_refuses_what_cannot_work),
         CASE(test_client_connect_refuses_a_runtime_folder_too_long),
         CASE(test_client_structs_of_other_versions),

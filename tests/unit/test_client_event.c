@@ -192,6 +192,23 @@ static void test_client_event_of_another_client_is_refused(void **state)
     mlacat_disconnect(other);
 }
 
+static void test_client_event_is_refused_on_a_ring(void **state)
+{
+    struct fixture *f = *state;
+    struct mlacat_stream *stream;
+    struct mlacat_buffer *buffer;
+    fake_set(f->fake, (struct fake_mode){.rings = true});
+    fake_sync(f->fake);
+    struct mlacat_client *client = fake_client(f->fake, MLACAT_DISPATCH_THREAD, 2000);
+    assert_int_equal(mlacat_stream_open(client, NULL, &stream), MLACAT_OK);
+    assert_int_equal(mlacat_buffer_alloc(client, NULL, 4096, &buffer), MLACAT_OK);
+    struct mlacat_call call = fake_call(buffer);
+    call.wait = must_register(client);
+    assert_int_equal(mlacat_run(stream, &call, NULL), MLACAT_FAILED_PRECONDITION);
+    assert_non_null(strstr(mlacat_error_message(), "MLACAT_TRANSPORT_MESSAGE"));
+    mlacat_disconnect(client);
+}
+
 static void test_client_event_is_registered_again(void **state)
 {
     struct fixture *f = *state;
@@ -278,6 +295,7 @@ int main(void)
         TEST(test_client_event_is_none_in_an_older_struct),
         TEST(test_client_event_is_refused_with_its_cause),
         TEST(test_client_event_of_another_client_is_refused),
+        TEST(test_client_event_is_refused_on_a_ring),
         TEST(test_client_event_is_registered_again),
         TEST(test_client_event_that_is_not_restored_is_broken),
         TEST(test_client_event_is_never_sent_to_an_older_daemon),

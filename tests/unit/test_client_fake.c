@@ -14,6 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "test_client_rings.h"
 #include "test_client_say.h"
 
 #define PACKET_BYTES 65536
@@ -36,8 +37,10 @@ struct fake {
     struct fake_mode mode;
     struct fake_seen seen;
     unsigned ignored;
-    unsigned rings;
+    unsigned bells;
     unsigned heard; /* of these, by the thread */
+    struct rings *rings;
+    int exited; /* stands for the pidfd */
     uint32_t last_id;
     struct held held[FAKE_CALLS];
     unsigned held_nr;
@@ -139,6 +142,19 @@ static bool refuse(struct fake *fake, int fd, uint64_t request_id, bool refused)
     return refused;
 }
 
+static void open_stream(struct fake *fake, int fd, uint64_t id, const Mlacat__V1__OpenStream *request)
+{
+    uint32_t calls = fake->mode.stream_calls != 0 ? fake->mode.stream_calls : 16;
+    uint32_t ring = 0;
+    int doorbell = -1;
+    if (request->ring && (fake->rings == NULL || !rings_take(fake->rings, &ring, &doorbell))) {
+        say_answer(fd, id, &(struct say_status){MLACAT_RESOURCE_EXHAUSTED, MLACAT_SCOPE_CALL, "no ring is left"});
+        return;
+    }
+    fake->seen.ring_opens += request->ring != 0;
+    say_opened(fd, id, ++fake->last_id, calls, ring, doorbell);
+}
+
 static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *request, int passed)
 {
     int fd = fake->connections[index];
@@ -155,7 +171,8 @@ static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *req
             fake->connections[index] = -1;
         } else {
             uint64_t features = fake->mode.old ? 0 : MLACAT__V1__FEATURE__FEATURE_EVENTS;
-            say_welcome(fd, id, features, fake->bell); /* any descriptor stands for the pidfd */
+            features |= fake->mode.rings ? MLACAT__V1__FEATURE__FEATURE_RING : 0;
+            say_welcome(fd, id, fake->exited, features, fake->mode.cuda);
         }
         break;
     case MLACAT__V1__ENVELOPE__BODY_REGISTER_BUFFER:
@@ -172,7 +189,15 @@ static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *req
     case MLACAT__V1__ENVELOPE__BODY_OPEN_STREAM:
         fake->seen.opens++;
         if (!refuse(fake, fd, id, fake->mode.refuse_open)) {
-            say_opened(fd, id, ++fake->last_id, fake->mode.stream_calls != 0 ? fake->mode.stream_calls : 16);
+            open_stream(fake, fd, id, request->open_stream);
+        }
+        break;
+    case MLACAT__V1__ENVELOPE__BODY_OPEN_RINGS:
+        fake->seen.pages_opens++;
+        if (!refuse(fake, fd, id, fake->mode.refuse_rings)) {
+            rings_free(fake->rings);
+            fake->rings = rings_new();
+            say_rings(fd, id, rings_told(fake->rings));
         }
         break;
     case MLACAT__V1__ENVELOPE__BODY_SUBMIT:
@@ -253,7 +278,7 @@ static void *run(void *user)
         pthread_mutex_lock(&fake->lock);
         uint64_t count;
         if (items[FAKE_CONNECTIONS + 1].revents != 0 && read(fake->bell, &count, sizeof(count)) > 0) {
-            fake->heard = fake->rings;
+            fake->heard = fake->bells;
             pthread_cond_broadcast(&fake->changed);
             continue; /* the sockets may be others now */
         }
@@ -275,7 +300,7 @@ static void *run(void *user)
 
 static void ring(struct fake *fake)
 {
-    fake->rings++;
+    fake->bells++;
     const uint64_t one = 1;
     if (write(fake->bell, &one, sizeof(one)) < 0) {
         say_give_up("eventfd");
@@ -311,6 +336,7 @@ struct fake *fake_start(void)
     pthread_cond_init(&fake->changed, NULL);
     memset(fake->connections, 0xff, sizeof(fake->connections));
     fake->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    fake->exited = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     start_listening(fake);
     if (pthread_create(&fake->thread, NULL, run, fake) != 0) {
         say_give_up("pthread_create");
@@ -334,6 +360,8 @@ void fake_stop(struct fake *fake)
         stop_listening(fake);
     }
     rmdir(fake->folder);
+    rings_free(fake->rings);
+    close(fake->exited);
     close(fake->bell);
     free(fake);
 }
@@ -371,9 +399,9 @@ static void await(struct fake *fake, const unsigned *count, unsigned wanted)
 void fake_sync(struct fake *fake)
 {
     pthread_mutex_lock(&fake->lock);
-    unsigned rings = fake->rings;
+    unsigned bells = fake->bells;
     pthread_mutex_unlock(&fake->lock);
-    await(fake, &fake->heard, rings);
+    await(fake, &fake->heard, bells);
 }
 
 void fake_await_calls(struct fake *fake, unsigned calls)
@@ -423,8 +451,26 @@ void fake_die(struct fake *fake, const char *last_words)
             fake->connections[i] = -1;
         }
     }
+    rings_free(fake->rings);
+    fake->rings = NULL;
     ring(fake);
     pthread_mutex_unlock(&fake->lock);
+}
+
+struct rings *fake_rings(struct fake *fake)
+{
+    pthread_mutex_lock(&fake->lock);
+    struct rings *rings = fake->rings;
+    pthread_mutex_unlock(&fake->lock);
+    return rings;
+}
+
+void fake_exit(struct fake *fake)
+{
+    const uint64_t one = 1;
+    if (write(fake->exited, &one, sizeof(one)) < 0) {
+        say_give_up("eventfd");
+    }
 }
 
 void fake_hide(struct fake *fake)

@@ -48,6 +48,9 @@ struct fake_mode {
     enum mlacat_scope scope; /* with `code` of calls */
     const char *text;        /* with `code` */
     uint32_t stream_calls;   /* limit told to new streams; 0: 16 */
+    bool rings;              /* it has rings (test_client_rings.h) */
+    bool refuse_rings;       /* answer OpenRings with `code` */
+    bool cuda;               /* its first device, "GPU-1" of kind cuda, is there */
 };
 void fake_set(struct fake *fake, struct fake_mode mode);
 /* Waits until the fake's thread goes by the last fake_set. */
@@ -70,6 +73,8 @@ struct fake_seen {
     uint32_t last_event;  /* the id of the last that was registered */
     uint8_t last_handle[64];
     char last_device[64];
+    unsigned ring_opens;
+    unsigned pages_opens;
 };
 struct fake_seen fake_seen(struct fake *fake);
 /* Waits until so many calls, unregistered buffers or ignored requests have been seen. */
@@ -86,6 +91,11 @@ void fake_hide(struct fake *fake);
 void fake_show(struct fake *fake);
 /* Sends these bytes to all connections, with a descriptor that nobody asked for if `fd` is not -1. */
 void fake_send_raw(struct fake *fake, const void *bytes, size_t size, int fd);
+
+/* The rings of the last connection that asked for them; it has them until fake_die or the next that asks. */
+struct rings *fake_rings(struct fake *fake);
+/* Says that the process of the daemon has ended: its pidfd is readable from now on. */
+void fake_exit(struct fake *fake);
 
 /* A client of it. */
 struct mlacat_client *fake_client(struct fake *fake, enum mlacat_dispatch dispatch, uint32_t reconnect_timeout_ms);

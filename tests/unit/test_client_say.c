@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "mlacat_abi.h"
+
 #define PACKET_BYTES 65536
 
 void say_give_up(const char *what)
@@ -18,29 +20,34 @@ void say_give_up(const char *what)
 }
 
 /* Blocks as long as the client does not read. Nobody there is no error: the client may be gone. */
-void say_bytes(int fd, const void *bytes, size_t size, int passed)
+static void send_bytes(int fd, const void *bytes, size_t size, const int *passed, unsigned passed_nr)
 {
     union {
         struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))];
+        char bytes[CMSG_SPACE(2 * sizeof(int))];
     } control = {0};
     struct iovec part = {.iov_base = (void *)(uintptr_t)bytes, .iov_len = size};
     struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
-    if (passed >= 0) {
+    if (passed_nr > 0) {
         header.msg_control = &control;
-        header.msg_controllen = sizeof(control);
+        header.msg_controllen = CMSG_SPACE(passed_nr * sizeof(int));
         struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
         rights->cmsg_level = SOL_SOCKET;
         rights->cmsg_type = SCM_RIGHTS;
-        rights->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(rights), &passed, sizeof(int));
+        rights->cmsg_len = CMSG_LEN(passed_nr * sizeof(int));
+        memcpy(CMSG_DATA(rights), passed, passed_nr * sizeof(int));
     }
     if (sendmsg(fd, &header, MSG_NOSIGNAL) < 0 && errno != EPIPE && errno != ECONNRESET && errno != EBADF) {
         say_give_up("sendmsg");
     }
 }
 
-static void send_message(int fd, Mlacat__V1__Envelope *envelope, int passed)
+void say_bytes(int fd, const void *bytes, size_t size, int passed)
+{
+    send_bytes(fd, bytes, size, &passed, passed >= 0);
+}
+
+static void send_passing(int fd, Mlacat__V1__Envelope *envelope, const int *passed, unsigned passed_nr)
 {
     uint8_t bytes[PACKET_BYTES];
     size_t size = mlacat__v1__envelope__get_packed_size(envelope);
@@ -48,7 +55,12 @@ static void send_message(int fd, Mlacat__V1__Envelope *envelope, int passed)
         say_give_up("the packet is too long");
     }
     mlacat__v1__envelope__pack(envelope, bytes);
-    say_bytes(fd, bytes, size, passed);
+    send_bytes(fd, bytes, size, passed, passed_nr);
+}
+
+static void send_message(int fd, Mlacat__V1__Envelope *envelope, int passed)
+{
+    send_passing(fd, envelope, &passed, passed >= 0);
 }
 
 void say_answer(int fd, uint64_t request_id, const struct say_status *said)
@@ -68,7 +80,7 @@ void say_answer(int fd, uint64_t request_id, const struct say_status *said)
     send_message(fd, &envelope, -1);
 }
 
-void say_welcome(int fd, uint64_t request_id, uint64_t features, int pidfd)
+void say_welcome(int fd, uint64_t request_id, int pidfd, uint64_t features, bool cuda)
 {
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
     Mlacat__V1__Welcome body = MLACAT__V1__WELCOME__INIT;
@@ -100,6 +112,10 @@ void say_welcome(int fd, uint64_t request_id, uint64_t features, int pidfd)
     host.uuid = host.kind = (char *)(uintptr_t) "host";
     host.available = true;
     host.workers = 2;
+    if (cuda) {
+        broken.available = true;
+        broken.reason = (char *)(uintptr_t) "";
+    }
     send_message(fd, &envelope, pidfd);
 }
 
@@ -131,7 +147,7 @@ void say_event(int fd, uint64_t request_id, uint32_t event)
     send_message(fd, &envelope, -1);
 }
 
-void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls)
+void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls, uint32_t ring, int doorbell)
 {
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
     Mlacat__V1__StreamOpened body = MLACAT__V1__STREAM_OPENED__INIT;
@@ -143,7 +159,28 @@ void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls)
     body.calls = calls;
     ref.id = stream;
     ref.generation = SAY_STREAM_GENERATION;
-    send_message(fd, &envelope, -1);
+    body.has_ring = doorbell >= 0;
+    body.ring = ring;
+    send_message(fd, &envelope, doorbell);
+}
+
+void say_rings(int fd, uint64_t request_id, const struct say_rings *rings)
+{
+    Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
+    Mlacat__V1__RingsOpened body = MLACAT__V1__RINGS_OPENED__INIT;
+    envelope.request_id = request_id;
+    envelope.body_case = MLACAT__V1__ENVELOPE__BODY_RINGS_OPENED;
+    envelope.rings_opened = &body;
+    body.rings = rings->rings;
+    body.entries = rings->entries;
+    body.client_bytes = rings->client_bytes;
+    body.daemon_bytes = rings->daemon_bytes;
+    body.client_stride = sizeof(struct mlacat_ring_client);
+    body.daemon_stride = sizeof(struct mlacat_ring_daemon);
+    body.submissions_offset = rings->submissions_offset;
+    body.completions_offset = rings->completions_offset;
+    body.messages_offset = rings->messages_offset;
+    send_passing(fd, &envelope, rings->fds, 2);
 }
 
 void say_stats(int fd, uint64_t request_id)

@@ -10,6 +10,7 @@
 #ifndef TEST_CLIENT_SAY_H
 #define TEST_CLIENT_SAY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -28,10 +29,23 @@ struct say_status {
 void say_give_up(const char *what) __attribute__((noreturn));
 void say_bytes(int fd, const void *bytes, size_t size, int passed);
 void say_answer(int fd, uint64_t request_id, const struct say_status *said);
-void say_welcome(int fd, uint64_t request_id, uint64_t features, int pidfd);
+/* `cuda`: its first device, of kind cuda, is there. */
+void say_welcome(int fd, uint64_t request_id, int pidfd, uint64_t features, bool cuda);
 void say_registered(int fd, uint64_t request_id, uint32_t buffer);
 void say_event(int fd, uint64_t request_id, uint32_t event);
-void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls);
+/* doorbell -1: the stream has no ring. */
+void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls, uint32_t ring, int doorbell);
+struct say_rings {
+    uint32_t rings;
+    uint32_t entries;
+    uint64_t client_bytes;
+    uint64_t daemon_bytes;
+    uint64_t submissions_offset;
+    uint64_t completions_offset;
+    uint64_t messages_offset;
+    int fds[2];
+};
+void say_rings(int fd, uint64_t request_id, const struct say_rings *rings);
 void say_stats(int fd, uint64_t request_id);
 void say_completions(int fd, const uint64_t *call_ids, unsigned nr, const struct say_status *said);
 

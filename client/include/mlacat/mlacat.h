@@ -21,6 +21,10 @@
  *             MLACAT_FAILED_PRECONDITION; mlacat_disconnect does no more than close descriptors, and
  *             mlacat_buffer_release, mlacat_event_release, mlacat_stream_close do nothing: none of them frees memory
  *             there. Connect again in the child. The memory of buffers stays shared with it.
+ * Rings       Calls of a stream that has a ring go through memory that is shared with the daemon, with the same meaning
+ *             and a tenth of the delay. Submits and waits on such a stream take a lock of the stream's own, and a
+ *             submit makes no system call while the daemon's worker is awake. The end of the daemon is noticed by a
+ *             thread that waits, within 100 ms.
  * Structs     that begin with `size` have it set to their sizeof by the caller, so that program and library may be of
  *             different age: members that one side does not know count as 0.
  *             Structs that are elements of an array (mlacat_tensor, mlacat_op_stats, mlacat_client_stats) never change.
@@ -101,9 +105,12 @@ MLACAT_API const char *mlacat_version(void);
 /* ------------------------------------------------------------------------------------------------ connection */
 
 enum mlacat_dispatch {
-    MLACAT_DISPATCH_THREAD = 0, /* callbacks run on a thread of the library, started with the first call that has one */
+    /* Callbacks run on a thread of the library, started with the first call that has one (a stream with a ring has its
+     * own), and one at a time. */
+    MLACAT_DISPATCH_THREAD = 0,
     /* Callbacks run inside mlacat_dispatch, mlacat_wait, mlacat_run, mlacat_stream_close and mlacat_disconnect, and
-     * nowhere else; poll mlacat_client_fd. */
+     * nowhere else; poll mlacat_client_fd. Streams of such a client have no ring: nothing would make that descriptor
+     * readable. */
     MLACAT_DISPATCH_CALLER = 1
 };
 
@@ -116,6 +123,8 @@ struct mlacat_connect_options {
     uint32_t connect_timeout_ms;   /* how long mlacat_connect waits for a daemon that listens to answer; 0: 2000 */
     uint32_t reconnect_timeout_ms; /* how long a request waits for a daemon that went away to come back; 0: 2000 */
     enum mlacat_dispatch dispatch;
+    /* how long a wait for a call of a ring looks at shared memory, yielding, before it sleeps; 0: 50; 1: hardly */
+    uint32_t spin_us;
 };
 
 /*
@@ -225,9 +234,32 @@ MLACAT_API void mlacat_event_release(struct mlacat_event *event);
 
 /* ------------------------------------------------------------------------------------------------ streams and calls */
 
+/* How the calls of a stream reach the daemon; the same for its life. */
+enum mlacat_transport {
+    /* a ring where the daemon gives one, else messages; messages when $MLACAT_TRANSPORT is "message" */
+    MLACAT_TRANSPORT_AUTO = 0,
+    MLACAT_TRANSPORT_MESSAGE = 1,
+    MLACAT_TRANSPORT_RING = 2
+};
+
+struct mlacat_stream_options {
+    size_t size; /* sizeof(struct mlacat_stream_options) */
+    enum mlacat_transport transport;
+};
+
 /* An ordered lane on one device: its calls run one after the other. `device` as in mlacat_buffer_alloc. */
 MLACAT_API enum mlacat_status mlacat_stream_open(struct mlacat_client *client, const char *device,
                                                  struct mlacat_stream **stream);
+/*
+ * The same with options (NULL: all defaults). With MLACAT_TRANSPORT_RING: UNIMPLEMENTED (the daemon has no rings),
+ * RESOURCE_EXHAUSTED (all rings of the connection are taken), FAILED_PRECONDITION (MLACAT_DISPATCH_CALLER). A stream
+ * that has a ring and does not get one again after a restart is one that could not be restored.
+ */
+MLACAT_API enum mlacat_status mlacat_stream_open_with(struct mlacat_client *client, const char *device,
+                                                      const struct mlacat_stream_options *options,
+                                                      struct mlacat_stream **stream);
+/* MLACAT_TRANSPORT_MESSAGE or _RING: what it got. NULL: MLACAT_TRANSPORT_AUTO. */
+MLACAT_API enum mlacat_transport mlacat_stream_transport(const struct mlacat_stream *stream);
 /* Waits for the calls in flight and their callbacks, closes, and frees the handle. Results that nobody waited for are
  * lost. NULL is fine. Not from a callback. */
 MLACAT_API void mlacat_stream_close(struct mlacat_stream *stream);
@@ -274,7 +306,8 @@ struct mlacat_call {
      * NULL: the operands are ready. Else the call, and with it those behind it on its stream, is launched when the most
      * recent record of the event has completed: record it before the submit, and not again before the call has ended.
      * One that was never recorded counts as completed. A call whose event never comes can be cancelled, ends at its
-     * deadline, or with the connection; it keeps mlacat_stream_close waiting.
+     * deadline, or with the connection; it keeps mlacat_stream_close waiting. Only on a stream of messages
+     * (MLACAT_TRANSPORT_MESSAGE): with a ring the submit fails with FAILED_PRECONDITION.
      */
     struct mlacat_event *wait;
 };
@@ -286,8 +319,8 @@ struct mlacat_call {
  * UNAVAILABLE: no daemon for reconnect_timeout_ms. FAILED_PRECONDITION: a forked child, a stream, buffer or event
  * that could not be restored after a restart, or GPU memory that was freed since it was registered. INVALID_ARGUMENT: a
  * wrong size, an operand without buffer, a buffer or an event of another client. Everything else that is wrong with a
- * call is told in its result: the daemon checks it, once. Blocks while the socket is full; takes in completions
- * meanwhile, but runs no callback.
+ * call is told in its result: the daemon checks it, once. Blocks while the socket or the ring is full; takes in
+ * completions meanwhile, but runs no callback.
  */
 MLACAT_API enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlacat_call *call,
                                             uint64_t *call_id);
@@ -303,8 +336,9 @@ MLACAT_API enum mlacat_status mlacat_submit_batch(struct mlacat_stream *stream, 
 /*
  * Waits until the call ends, at most timeout_us (-1: for ever, 0: only looks), forgets it, and returns its status.
  * When the wait itself times out: MLACAT_DEADLINE_EXCEEDED with result->ended 0; the call is still in flight.
- * `result` may be NULL; with a wrong size the wait is refused and the call kept. NOT_FOUND: no such call, already
- * waited for, or one with a callback. FAILED_PRECONDITION: another thread waits for it.
+ * `result` may be NULL, and a wait on a ring is then a little shorter; with a wrong size the wait is refused and the
+ * call kept. NOT_FOUND: no such call, already waited for, or one with a callback.
+ * FAILED_PRECONDITION: another thread waits for it.
  */
 MLACAT_API enum mlacat_status mlacat_wait(struct mlacat_stream *stream, uint64_t call_id, int64_t timeout_us,
                                           struct mlacat_result *result);

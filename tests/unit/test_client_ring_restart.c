@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "ring_pages.h"
+#include "test_client_fake.h"
+#include "test_client_rings.h"
+#include "timing.h"
+
+struct fixture {
+    struct fake *fake;
+    struct rings *rings;
+    struct mlacat_client *client;
+    struct mlacat_stream *stream;
+    struct mlacat_buffer *buffer;
+    struct mlacat_call call;
+    int64_t died_ns;
+};
+
+static int setup(void **state)
+{
+    static struct fixture f;
+    f.fake = fake_start();
+    fake_set(f.fake, (struct fake_mode){.rings = true});
+    f.client = fake_client(f.fake, MLACAT_DISPATCH_THREAD, 300);
+    assert_int_equal(mlacat_stream_open(f.client, NULL, &f.stream), MLACAT_OK);
+    assert_int_equal(mlacat_buffer_alloc(f.client, NULL, 4096, &f.buffer), MLACAT_OK);
+    f.rings = fake_rings(f.fake);
+    f.call = fake_call(f.buffer);
+    f.call.operand[0] = mlacat_tensor_contiguous(f.buffer, 0, 1, 2, 6);
+    f.call.operand[2] = mlacat_tensor_contiguous(f.buffer, 128, 1, 1, 3);
+    *state = &f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+    mlacat_disconnect(f->client);
+    fake_stop(f->fake);
+    return 0;
+}
+
+static void *die_later(void *user)
+{
+    struct fixture *f = user;
+    rings_await_parked(f->rings, 0);
+    f->died_ns = timing_now();
+    fake_die(f->fake, NULL);
+    return NULL;
+}
+
+static void test_client_ring_restart_is_seen_by_who_waits(void **state)
+{
+    struct fixture *f = *state;
+    struct mlacat_result result = {.size = sizeof(result)};
+    pthread_t thread;
+    uint64_t id;
+    rings_set(f->rings, (struct rings_mode){.hold = true});
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_OK);
+    assert_int_equal(pthread_create(&thread, NULL, die_later, f), 0);
+    assert_int_equal(mlacat_wait(f->stream, id, -1, &result), MLACAT_UNAVAILABLE);
+    int64_t seen_ns = timing_now();
+    pthread_join(thread, NULL);
+    assert_int_equal(result.scope, MLACAT_SCOPE_SESSION);
+    assert_true(seen_ns - f->died_ns < 100 * TIMING_MS);
+    assert_null(f->client->pages);
+}
+
+static void test_client_ring_restart_gives_new_rings(void **state)
+{
+    struct fixture *f = *state;
+    struct mlacat_stream *messages;
+    struct mlacat_stream *second;
+    struct mlacat_stream_options options = {.size = sizeof(options), .transport = MLACAT_TRANSPORT_MESSAGE};
+    uint64_t id;
+    assert_int_equal(mlacat_stream_open_with(f->client, NULL, &options, &messages), MLACAT_OK);
+    assert_int_equal(mlacat_stream_open(f->client, NULL, &second), MLACAT_OK);
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
+    rings_set(f->rings, (struct rings_mode){.hold = true});
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_OK);
+    fake_die(f->fake, "bye");
+    assert_int_equal(mlacat_run(messages, &f->call, NULL), MLACAT_OK); /* connects again */
+    assert_int_equal(mlacat_wait(f->stream, id, -1, NULL), MLACAT_UNAVAILABLE);
+    assert_non_null(strstr(mlacat_error_message(), "bye"));
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_run(second, &f->call, NULL), MLACAT_OK);
+    assert_int_equal(rings_seen(fake_rings(f->fake)).calls, 2);
+    assert_int_equal(fake_seen(f->fake).pages_opens, 2);
+    assert_int_equal(fake_seen(f->fake).ring_opens, 4);
+}
+
+static void test_client_ring_restart_by_a_submit(void **state)
+{
+    struct fixture *f = *state;
+    fake_die(f->fake, NULL);
+    struct mlacat_health health = {.size = sizeof(health)};
+    mlacat_health(f->client, &health); /* the fake has no answer to it, but the connection is a new one now */
+    uint64_t id;
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_OK);
+    assert_int_equal(mlacat_wait(f->stream, id, -1, NULL), MLACAT_OK);
+}
+
+/* What had passed the fence when the daemon died is done. */
+static void test_client_ring_restart_keeps_what_was_done(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t ids[2];
+    rings_set(f->rings, (struct rings_mode){.late = true});
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &ids[0]), MLACAT_OK);
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &ids[1]), MLACAT_OK);
+    assert_int_equal(mlacat_wait(f->stream, ids[1], -1, NULL), MLACAT_OK);
+    fake_die(f->fake, NULL);
+    assert_int_equal(mlacat_wait(f->stream, ids[0], -1, &(struct mlacat_result){.size = sizeof(struct mlacat_result)}),
+                     MLACAT_OK);
+}
+
+static void test_client_ring_restart_without_rings_breaks_the_stream(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t id;
+    fake_die(f->fake, NULL);
+    fake_set(f->fake, (struct fake_mode){0});
+    fake_sync(f->fake);
+    struct mlacat_health health = {.size = sizeof(health)};
+    mlacat_health(f->client, &health);
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_FAILED_PRECONDITION);
+    assert_non_null(strstr(mlacat_error_message(), "has no rings"));
+}
+
+static void test_client_ring_restart_no_daemon(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t id;
+    fake_hide(f->fake);
+    rings_set(f->rings, (struct rings_mode){.hold = true});
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_OK);
+    fake_die(f->fake, NULL);
+    assert_int_equal(mlacat_wait(f->stream, id, -1, NULL), MLACAT_UNAVAILABLE);
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_UNAVAILABLE);
+    assert_non_null(strstr(mlacat_error_message(), "tried for 300 ms"));
+    fake_show(f->fake);
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
+}
+
+/* The daemon that drains refuses; the next call waits for another one. */
+static void test_client_ring_restart_after_a_drain(void **state)
+{
+    struct fixture *f = *state;
+    rings_set(f->rings,
+              (struct rings_mode){.code = MLACAT_UNAVAILABLE, .scope = MLACAT_SCOPE_CALL, .text = "draining"});
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_UNAVAILABLE);
+    assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_CALL);
+    fake_die(f->fake, NULL);
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
+    assert_int_equal(rings_seen(fake_rings(f->fake)).calls, 1);
+}
+
+static void test_client_ring_restart_ends_a_cancel(void **state)
+{
+    struct fixture *f = *state;
+    pthread_t thread;
+    uint64_t id;
+    rings_set(f->rings, (struct rings_mode){.hold = true, .late = true}); /* no answer to anything */
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_OK);
+    assert_int_equal(pthread_create(&thread, NULL, die_later, f), 0);
+    assert_int_equal(mlacat_cancel(f->stream, id), MLACAT_UNAVAILABLE);
+    assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_SESSION);
+    pthread_join(thread, NULL);
+}
+
+/* The pages are not inherited, and nothing of the library touches them there. */
+static void test_client_ring_restart_not_in_a_forked_child(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t id;
+    pid_t pid = fork();
+    if (pid == 0) {
+        bool good = mlacat_submit(f->stream, &f->call, &id) == MLACAT_FAILED_PRECONDITION &&
+                    mlacat_wait(f->stream, 1, -1, NULL) == MLACAT_FAILED_PRECONDITION;
+        mlacat_stream_close(f->stream);
+        mlacat_disconnect(f->client);
+        _exit(good ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    pid = fork();
+    if (pid == 0) {
+        /* The kernel reads the byte, so that nothing is raised. */
+        bool mapped =
+            write(ends[1], f->client->pages->client, 1) == 1 || write(ends[1], f->client->pages->daemon, 1) == 1;
+        _exit(mapped ? 1 : 0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    close(ends[0]);
+    close(ends[1]);
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_client_ring_restart_is_seen_by_who_waits),
+        TEST(test_client_ring_restart_gives_new_rings),
+        TEST(test_client_ring_restart_by_a_submit),
+        TEST(test_client_ring_restart_keeps_what_was_done),
+        TEST(test_client_ring_restart_without_rings_breaks_the_stream),
+        TEST(test_client_ring_restart_no_daemon),
+        TEST(test_client_ring_restart_after_a_drain),
+        TEST(test_client_ring_restart_ends_a_cancel),
+        TEST(test_client_ring_restart_not_in_a_forked_child),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
