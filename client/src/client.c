@@ -20,6 +20,7 @@
 #include "ring.h"
 #include "sized.h"
 #include "stream.h"
+#include "stream_order.h"
 #include "timing.h"
 #include "transport.h"
 
@@ -157,6 +158,7 @@ static struct mlacat_client *new_client(void)
     TAILQ_INIT(&client->buffers);
     TAILQ_INIT(&client->events);
     STAILQ_INIT(&client->due);
+    SLIST_INIT(&client->watches);
     client->incoming = malloc((size_t)CLIENT_BATCH_PACKETS * WIRE_PACKET_BYTES);
     client->outgoing = malloc(WIRE_PACKET_BYTES);
     if (client->incoming == NULL || client->outgoing == NULL) {
@@ -230,6 +232,7 @@ static void stop_rings(struct mlacat_client *client)
             pthread_mutex_lock(&client->lock);
         }
     }
+    stream_order_stop(client);
 }
 
 void mlacat_disconnect(struct mlacat_client *client)

@@ -50,6 +50,7 @@ struct slot {
     struct mlacat_stream *stream;
     STAILQ_ENTRY(slot) link; /* on stream->unused, or the list of callbacks that are due */
     struct waiter *waiter;   /* of the thread in mlacat_wait */
+    bool detached;           /* a stream-ordered call: nobody waits for it */
     uint64_t sequence;       /* of a ring's entry; the fence words hold it */
     uint32_t failed_before;  /* a value of the ring's `failed` from before the submit */
     mlacat_done_cb done;
@@ -71,8 +72,9 @@ struct mlacat_stream {
     struct ring *ring;   /* NULL: calls go as messages; fixed. With a ring its lock guards what follows (ring.h) */
     struct error broken; /* not OK: why it could not be opened again after a restart; always with the client's lock */
     bool closing;
-    struct slot *slots; /* fixed */
-    uint32_t slots_nr;  /* fixed */
+    struct error failure; /* not OK: of the first stream-ordered call that failed */
+    struct slot *slots;   /* fixed */
+    uint32_t slots_nr;    /* fixed */
     struct slot_queue unused;
     uint32_t limit;  /* calls that the daemon takes; at most slots_nr */
     uint32_t taken;  /* slots not free */
@@ -167,8 +169,9 @@ struct mlacat_client {
     uint32_t flying; /* calls in flight on all streams */
 
     /* rings */
-    struct ring_pages *pages; /* of this connection; NULL: none yet */
-    bool opening_pages;       /* a thread asks for them */
+    struct ring_pages *pages;          /* of this connection; NULL: none yet */
+    bool opening_pages;                /* a thread asks for them */
+    SLIST_HEAD(, order_watch) watches; /* of this connection and of earlier ones (stream_order.h) */
 
     /* callbacks */
     pthread_mutex_t callback_lock; /* held while one runs; taken with no other lock held */

@@ -12,6 +12,7 @@
 #define MLACAT_CLIENT_CUDA_DRIVER_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "mlacat/mlacat.h"
 
@@ -33,6 +34,7 @@ enum {
 };
 
 enum { CUDA_MEMORY_DEVICE = 2, CUDA_HANDLE_POSIX_FD = 1, CUDA_CAPTURE_RELAXED = 2 };
+enum { CUDA_HOST_REGISTER_PORTABLE = 1, CUDA_HOST_REGISTER_DEVICEMAP = 2, CUDA_WAIT_GREATER_OR_EQUAL = 0 };
 
 /* CUresult: an address that the driver does not know is an invalid value. */
 enum { CUDA_RESULT_OK = 0, CUDA_RESULT_INVALID_VALUE = 1 };

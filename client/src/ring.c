@@ -10,6 +10,7 @@
 
 #include "reconnect.h"
 #include "slot.h"
+#include "stream_order.h"
 #include "timing.h"
 
 /* ---------------------------------------------------------------------------------------------------- up and down */
@@ -78,6 +79,11 @@ void ring_attach(struct mlacat_stream *stream, struct ring_pages *pages)
     ring->parked = 0;
     ring->checked_ns = timing_now();
     ring->draining = false;
+    ring->ready = 0;
+    ring->words_address = 0;
+    if (pages->watched != NULL) {
+        pages->watched->awaited[ring->index] = 0; /* what the ring's last user waited for has come */
+    }
     pthread_mutex_unlock(&ring->lock);
 }
 
@@ -139,6 +145,10 @@ static enum mlacat_status check_stream(const struct mlacat_stream *stream, struc
     if (stream->closing) {
         return error_set(err, MLACAT_FAILED_PRECONDITION, "the stream is being closed; open another");
     }
+    if (stream->failure.code != MLACAT_OK) {
+        *err = stream->failure;
+        return err->code;
+    }
     return MLACAT_OK;
 }
 
@@ -164,6 +174,9 @@ enum mlacat_status ring_enter(struct mlacat_stream *stream, struct error *err)
     int64_t now = timing_now();
     for (bool checked = false;; checked = true) {
         pthread_mutex_lock(&ring->lock);
+        if (ring->bound) {
+            ring_collect(stream); /* nobody waits for stream-ordered calls, so that one that failed is seen here */
+        }
         enum mlacat_status status = check_stream(stream, err);
         if (!checked && ring->pages != NULL && must_check(ring, now)) {
             ring_check(stream, now);

@@ -9,8 +9,8 @@
  * change it; a submit then takes the way through reconnect_ready, which brings the ring up again.
  *
  * Owns:     its reference to the pages, the doorbell, and what the client knows of the indices.
- * Thread:   any. The ring's lock guards the ring and of its stream the slots, counters and `closing`; it is taken
- *           after the client's lock, never before it, and not held while something blocks or a callback runs.
+ * Thread:   any. The ring's lock guards the ring and of its stream the slots, counters, `closing` and `failure`; it is
+ *           taken after the client's lock, never before it, and not held while something blocks or a callback runs.
  * Lifetime: ring_new -> ring_free, the stream's; without threads that use it.
  * Errors:   in `err`.
  */
@@ -64,6 +64,12 @@ struct ring {
     bool thread_started;
     bool thread_stop;
     pthread_t thread;
+
+    /* stream-ordered calls (stream_order.h) */
+    bool bound;
+    uint64_t cuda_stream_id;
+    uint64_t ready;         /* value of the last such call */
+    uint64_t words_address; /* of `client` for the CUDA stream; 0: not known yet */
 };
 
 /* A ring that is down, for a stream of calls that wait. NULL: no memory. */

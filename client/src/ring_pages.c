@@ -43,8 +43,8 @@ static unsigned char *map(int fd, size_t bytes, int protection)
 
 static void unmap(struct ring_pages *pages)
 {
-    if (pages->client != NULL) {
-        munmap(pages->client, pages->client_bytes);
+    if (pages->client != NULL && pages->kept_bytes < pages->client_bytes) {
+        munmap(pages->client + pages->kept_bytes, pages->client_bytes - pages->kept_bytes);
     }
     if (pages->daemon != NULL) {
         munmap(pages->daemon, pages->daemon_bytes);

@@ -27,6 +27,8 @@ struct ring_pages {
     uint64_t submissions_offset;
     uint64_t completions_offset;
     uint64_t messages_offset;
+    size_t kept_bytes;           /* the start of C that stays mapped for ever, because CUDA knows it; 0: nothing does */
+    struct order_watch *watched; /* stream_order.h; NULL: no stream-ordered call yet */
 };
 
 /* Maps what came with RingsOpened; the descriptors stay the caller's. A forked child does not get the mappings. */

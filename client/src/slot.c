@@ -48,6 +48,7 @@ struct slot *slot_take(struct mlacat_stream *stream, const struct mlacat_call *c
     slot->waiter = NULL;
     slot->done = call->done;
     slot->user = call->user;
+    slot->detached = false;
     count_flying(slot, 1);
     return slot;
 }
@@ -72,11 +73,27 @@ void slot_give_back(struct slot *slot)
     make_free(slot);
 }
 
+/* Nobody will ask for the result: what is of interest in it stays with the stream. */
+static void end_detached(struct slot *slot)
+{
+    struct mlacat_stream *stream = slot->stream;
+    if (slot->status != MLACAT_OK && stream->failure.code == MLACAT_OK) {
+        stream->failure.code = slot->status;
+        stream->failure.scope = slot->scope > MLACAT_SCOPE_STREAM ? slot->scope : MLACAT_SCOPE_STREAM;
+        error_copy_text(stream->failure.message, sizeof(stream->failure.message), slot->message);
+    }
+    free(slot->message);
+    slot->message = NULL;
+    make_free(slot);
+}
+
 static void end(struct slot *slot)
 {
     struct mlacat_stream *stream = slot->stream;
     land(slot);
-    if (slot->done == NULL) {
+    if (slot->detached) {
+        end_detached(slot);
+    } else if (slot->done == NULL) {
         transport_wake(slot->waiter);
     } else {
         stream->due++;

@@ -35,9 +35,11 @@ static enum mlacat_status wait_call(struct mlacat_stream *stream, uint64_t id, i
                                     struct mlacat_result *result)
 {
     struct slot *slot = slot_find(stream, id);
-    if (slot == NULL || slot->done != NULL) {
+    if (slot == NULL || slot->done != NULL || slot->detached) {
         return error_fail(MLACAT_NOT_FOUND, "call %#llx of this stream is not there: it %s", (unsigned long long)id,
-                          slot != NULL ? "has a callback" : "was waited for, or never submitted");
+                          slot == NULL         ? "was waited for, or never submitted"
+                          : slot->done != NULL ? "has a callback"
+                                               : "is ordered by a CUDA stream: synchronise with that");
     }
     if (slot->waiter != NULL) {
         return error_fail(MLACAT_FAILED_PRECONDITION, "another thread already waits for call %#llx",

@@ -96,6 +96,7 @@ static void test_client_ring_restart_gives_new_rings(void **state)
     assert_int_equal(rings_seen(fake_rings(f->fake)).calls, 2);
     assert_int_equal(fake_seen(f->fake).pages_opens, 2);
     assert_int_equal(fake_seen(f->fake).ring_opens, 4);
+    assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
 }
 
 static void test_client_ring_restart_by_a_submit(void **state)
@@ -134,6 +135,7 @@ static void test_client_ring_restart_without_rings_breaks_the_stream(void **stat
     mlacat_health(f->client, &health);
     assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_FAILED_PRECONDITION);
     assert_non_null(strstr(mlacat_error_message(), "has no rings"));
+    assert_int_equal(mlacat_stream_status(f->stream), MLACAT_UNIMPLEMENTED);
 }
 
 static void test_client_ring_restart_no_daemon(void **state)
@@ -185,7 +187,8 @@ static void test_client_ring_restart_not_in_a_forked_child(void **state)
     pid_t pid = fork();
     if (pid == 0) {
         bool good = mlacat_submit(f->stream, &f->call, &id) == MLACAT_FAILED_PRECONDITION &&
-                    mlacat_wait(f->stream, 1, -1, NULL) == MLACAT_FAILED_PRECONDITION;
+                    mlacat_wait(f->stream, 1, -1, NULL) == MLACAT_FAILED_PRECONDITION &&
+                    mlacat_stream_status(f->stream) == MLACAT_FAILED_PRECONDITION;
         mlacat_stream_close(f->stream);
         mlacat_disconnect(f->client);
         _exit(good ? 0 : 1);

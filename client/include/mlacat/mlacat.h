@@ -318,9 +318,9 @@ struct mlacat_call {
  * RESOURCE_EXHAUSTED: as many calls are in flight as the stream may have (or ended and not waited for); wait for one.
  * UNAVAILABLE: no daemon for reconnect_timeout_ms. FAILED_PRECONDITION: a forked child, a stream, buffer or event
  * that could not be restored after a restart, or GPU memory that was freed since it was registered. INVALID_ARGUMENT: a
- * wrong size, an operand without buffer, a buffer or an event of another client. Everything else that is wrong with a
- * call is told in its result: the daemon checks it, once. Blocks while the socket or the ring is full; takes in
- * completions meanwhile, but runs no callback.
+ * wrong size, an operand without buffer, a buffer or an event of another client. On a stream that a stream-ordered call
+ * has failed, that call's error. Everything else that is wrong with a call is told in its result: the daemon checks it,
+ * once. Blocks while the socket or the ring is full; takes in completions meanwhile, but runs no callback.
  */
 MLACAT_API enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlacat_call *call,
                                             uint64_t *call_id);
@@ -337,7 +337,7 @@ MLACAT_API enum mlacat_status mlacat_submit_batch(struct mlacat_stream *stream, 
  * Waits until the call ends, at most timeout_us (-1: for ever, 0: only looks), forgets it, and returns its status.
  * When the wait itself times out: MLACAT_DEADLINE_EXCEEDED with result->ended 0; the call is still in flight.
  * `result` may be NULL, and a wait on a ring is then a little shorter; with a wrong size the wait is refused and the
- * call kept. NOT_FOUND: no such call, already waited for, or one with a callback.
+ * call kept. NOT_FOUND: no such call, already waited for, one with a callback, or a stream-ordered one.
  * FAILED_PRECONDITION: another thread waits for it.
  */
 MLACAT_API enum mlacat_status mlacat_wait(struct mlacat_stream *stream, uint64_t call_id, int64_t timeout_us,
@@ -350,6 +350,34 @@ MLACAT_API enum mlacat_status mlacat_run(struct mlacat_stream *stream, const str
 /* Drops a call that is not launched yet: it ends with CANCELLED (wait for it all the same). FAILED_PRECONDITION: too
  * late, it will finish. NOT_FOUND: it has ended. */
 MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64_t call_id);
+
+/*
+ * Stream-ordered calls: the call waits for what `cu_stream`, a CUstream (or cudaStream_t) of this process, has been
+ * given to do before, and what it is given afterwards waits for the call. No thread of the CPU waits. Needs a stream
+ * with a ring on a CUDA device.
+ *
+ * The mlacat stream is bound to the CUDA stream of its first such call. The buffers must stay registered, and their
+ * memory must not be freed, until the call has ended (a release before is safe, as with every call). The result need
+ * not and cannot be waited for: synchronise with the CUDA stream. *call_id (may be NULL) is for mlacat_cancel. Blocks,
+ * like a kernel launch, while as many calls are in flight as the stream may have.
+ *
+ * A call that fails lets the CUDA stream go on all the same, and the mlacat stream is then failed: each later submit,
+ * and mlacat_stream_status, returns the code and the message of the first one that did; nothing is ever repeated. The
+ * same with UNAVAILABLE when the daemon goes away: the CUDA stream is let go on when the daemon has exited. The content
+ * of outputs is undefined then. mlacat_disconnect and the close of a failed stream let it go on too.
+ *
+ * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
+ * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one; this process
+ * does not use CUDA), INVALID_ARGUMENT (`call` has a callback, or is wrong in a way that needs no daemon to see), the
+ * rest as mlacat_submit. INTERNAL with scope STREAM: the driver failed midway, the call may still run, and the stream
+ * is failed.
+ */
+MLACAT_API enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stream, const struct mlacat_call *call,
+                                                      void *cu_stream, uint64_t *call_id);
+
+/* MLACAT_OK, or why the stream is of no use any more: a stream-ordered call failed, or it could not be opened again
+ * after a restart. Does not wait. */
+MLACAT_API enum mlacat_status mlacat_stream_status(struct mlacat_stream *stream);
 
 /* A descriptor that is readable when mlacat_dispatch has something to do, the same for the life of the client; the
  * library's: do not read or close it. With MLACAT_DISPATCH_THREAD: -1. */

@@ -136,6 +136,8 @@ struct cuda_stream {
     struct cuda_stream *next;
     struct fake_op *ops;
     struct fake_op **last;
+    struct cuda_context *context;
+    uint64_t id; /* never used again */
     uint64_t busy_until_ns;
     bool destroyed;
 };
@@ -165,6 +167,7 @@ struct fake_state {
     struct fake_range *ranges;
     struct cuda_stream *streams;
     uint64_t buffer_ids;
+    uint64_t stream_ids;
     uint64_t allocated_bytes;
     unsigned chunks_nr;
     unsigned modules_nr;

@@ -210,6 +210,8 @@ int fake_cuStreamCreate(struct cuda_stream **stream, unsigned int flags)
         return fake_leave(CUDA_RESULT_OUT_OF_MEMORY);
     }
     made->last = &made->ops;
+    made->context = fake_current;
+    made->id = ++fake.stream_ids;
     made->next = fake.streams;
     fake.streams = made;
     *stream = made;
@@ -243,6 +245,43 @@ int fake_cuStreamQuery(struct cuda_stream *stream)
         return fake_leave(CUDA_RESULT_INVALID_HANDLE);
     }
     return fake_leave(stream->ops ? CUDA_RESULT_NOT_READY : CUDA_RESULT_OK);
+}
+
+/* Nobody can begin a capture. */
+int fake_cuStreamIsCapturing(struct cuda_stream *stream, int *status)
+{
+    int result = fake_enter(CALL_cuStreamIsCapturing);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    *status = 0;
+    return fake_leave(is_stream(stream) ? CUDA_RESULT_OK : CUDA_RESULT_INVALID_HANDLE);
+}
+
+int fake_cuStreamGetId(struct cuda_stream *stream, unsigned long long *id)
+{
+    int result = fake_enter(CALL_cuStreamGetId);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_stream(stream)) {
+        return fake_leave(CUDA_RESULT_INVALID_HANDLE);
+    }
+    *id = stream->id;
+    return fake_leave(CUDA_RESULT_OK);
+}
+
+int fake_cuStreamGetCtx(struct cuda_stream *stream, struct cuda_context **context)
+{
+    int result = fake_enter(CALL_cuStreamGetCtx);
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    if (!is_stream(stream)) {
+        return fake_leave(CUDA_RESULT_INVALID_HANDLE);
+    }
+    *context = stream->context;
+    return fake_leave(CUDA_RESULT_OK);
 }
 
 int fake_stream_add(struct cuda_stream *stream, const struct fake_op *op)

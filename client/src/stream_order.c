@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "stream_order.h"
+
+#include <time.h>
+
+#include "cuda_export.h"
+#include "sized.h"
+#include "slot.h"
+#include "submit.h"
+#include "timing.h"
+
+#define SETTLE_NS (2000 * TIMING_MS)
+
+/* ---------------------------------------------------------------------------------------------------- checks */
+
+static enum mlacat_status check_arguments(const struct mlacat_stream *stream, const struct mlacat_call *call)
+{
+    if (call == NULL || call->done != NULL) {
+        return error_fail(MLACAT_INVALID_ARGUMENT,
+                          call == NULL ? "call is NULL"
+                                       : "a stream-ordered call has no callback; leave `done` NULL and let the CUDA "
+                                         "stream tell");
+    }
+    if (stream->on_host) {
+        return error_fail(MLACAT_UNIMPLEMENTED,
+                          "the stream is on the host device, which no CUDA stream waits for; use mlacat_submit");
+    }
+    if (stream->ring == NULL) {
+        return error_fail(MLACAT_FAILED_PRECONDITION,
+                          "the stream has no ring; open it with MLACAT_TRANSPORT_RING to learn why");
+    }
+    return MLACAT_OK;
+}
+
+static enum mlacat_status fail_driver(const char *call, int result, struct error *err)
+{
+    return error_set(err, MLACAT_INTERNAL, "the CUDA driver failed: %s: %d; nothing was submitted", call, result);
+}
+
+/* What belongs into a graph would happen once, now. */
+static enum mlacat_status check_capture(const struct cuda_driver *cuda, void *cu_stream, struct error *err)
+{
+    int capturing = 0;
+    int result = cuda->cuStreamIsCapturing(cu_stream, &capturing);
+    if (result != 0 || capturing != 0) {
+        return error_set(err, MLACAT_FAILED_PRECONDITION,
+                         "the CUDA stream is being captured into a graph (%d, %d), where a call of the service cannot "
+                         "be: submit outside of the capture",
+                         result, capturing);
+    }
+    return MLACAT_OK;
+}
+
+/* Two CUDA streams on one line of calls would wait for each other's work. */
+static enum mlacat_status check_bound(const struct ring *ring, uint64_t cuda_stream_id, struct error *err)
+{
+    if (ring->bound && ring->cuda_stream_id != cuda_stream_id) {
+        return error_set(err, MLACAT_FAILED_PRECONDITION,
+                         "the stream is bound to the CUDA stream with id %llu, this one has id %llu; open one for each",
+                         (unsigned long long)ring->cuda_stream_id, (unsigned long long)cuda_stream_id);
+    }
+    return MLACAT_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------------- submitting */
+
+struct order {
+    const struct cuda_driver *cuda;
+    void *cu_stream;
+    uint64_t cuda_stream_id;
+};
+
+/* Where the CUDA stream finds the ring's words. */
+static enum mlacat_status find_words(struct ring *ring, const struct order *order, struct error *err)
+{
+    unsigned long long address = 0;
+    if (ring->words_address != 0) {
+        return MLACAT_OK;
+    }
+    void *context = NULL;
+    int result = order->cuda->cuStreamGetCtx(order->cu_stream, &context);
+    if (result == 0) {
+        result = order->cuda->cuCtxPushCurrent(context);
+    }
+    if (result != 0) {
+        return fail_driver("cuStreamGetCtx", result, err);
+    }
+    result = order->cuda->cuMemHostGetDevicePointer(&address, ring->pages->client, 0);
+    order->cuda->cuCtxPopCurrent(&context);
+    if (result != 0) {
+        return fail_driver("cuMemHostGetDevicePointer", result, err);
+    }
+    ring->words_address = address + (uint64_t)ring->index * ring->pages->client_stride;
+    return MLACAT_OK;
+}
+
+/* The ring's lock, of a ring that CUDA knows and that has room for one call more. Not OK: without the lock. */
+static enum mlacat_status enter(struct mlacat_stream *stream, const struct order *order, struct error *err)
+{
+    struct ring *ring = stream->ring;
+    struct ring_look look = {.sequence = UINT64_MAX};
+    for (;;) {
+        if (ring_enter(stream, err) != MLACAT_OK) {
+            return err->code;
+        }
+        bool watched = __atomic_load_n(&ring->pages->watched, __ATOMIC_ACQUIRE) != NULL;
+        if (watched && ring_has_room(stream) && stream->failure.code == MLACAT_OK) {
+            return MLACAT_OK;
+        }
+        /* Calls that ended and that nobody has waited for: no time brings their slots back. */
+        bool stuck = watched && stream->flying == 0 && stream->taken >= stream->limit;
+        if (watched && !stuck) {
+            ring_pause(stream, &look, TIMING_NEVER);
+        }
+        ring_leave(stream);
+        if (stuck) {
+            return error_set(err, MLACAT_RESOURCE_EXHAUSTED,
+                             "%u calls of the stream have ended and were not waited for, which is its limit; wait for "
+                             "one first",
+                             stream->limit);
+        }
+        if (!watched && order_watch_start(stream, order->cuda, order->cu_stream, err) != MLACAT_OK) {
+            return err->code;
+        }
+    }
+}
+
+/* The CUDA stream has passed the point of no return, but will not wait. */
+static enum mlacat_status fail_midway(struct mlacat_stream *stream, int result, struct error *err)
+{
+    error_set(err, MLACAT_INTERNAL,
+              "the CUDA driver failed: cuStreamWaitValue64: %d; the call may still run, unordered: close the stream",
+              result);
+    err->scope = MLACAT_SCOPE_STREAM;
+    stream->failure = *err;
+    return err->code;
+}
+
+/* With the lock and room. Nothing is given to the CUDA stream before all is known to be right. */
+static enum mlacat_status put(struct mlacat_stream *stream, const struct mlacat_call *call, const struct order *order,
+                              uint64_t *id, struct error *err)
+{
+    struct ring *ring = stream->ring;
+    struct mlacat_ring_submission entry;
+    if (check_bound(ring, order->cuda_stream_id, err) != MLACAT_OK || submit_check(stream, call, err) != MLACAT_OK ||
+        ring_encode(call, &entry, err) != MLACAT_OK || find_words(ring, order, err) != MLACAT_OK) {
+        return err->code;
+    }
+    /* Not the sequence number: should one of these fail, its value must not be waited for by the next call. */
+    ring->ready++;
+    int result = order->cuda->cuStreamWriteValue64(
+        order->cu_stream, ring->words_address + offsetof(struct mlacat_ring_client, ready), ring->ready, 0);
+    if (result != 0) {
+        return fail_driver("cuStreamWriteValue64", result, err);
+    }
+    struct slot *slot = slot_take(stream, call);
+    slot->detached = true;
+    *id = slot_call_id(slot);
+    ring->bound = true;
+    ring->cuda_stream_id = order->cuda_stream_id;
+    entry.flags = MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE;
+    entry.ready = ring->ready;
+    ring_write(slot, &entry);
+    uint64_t sequence = slot->sequence;
+    ring->pages->watched->awaited[ring->index] = sequence;
+    ring_publish(ring);
+    result = order->cuda->cuStreamWaitValue64(order->cu_stream,
+                                              ring->words_address + offsetof(struct mlacat_ring_client, done), sequence,
+                                              CUDA_WAIT_GREATER_OR_EQUAL);
+    return result == 0 ? MLACAT_OK : fail_midway(stream, result, err);
+}
+
+static enum mlacat_status submit(struct mlacat_stream *stream, const struct mlacat_call *call, struct order *order,
+                                 uint64_t *id, struct error *err)
+{
+    unsigned long long cuda_stream_id = 0;
+    if (check_capture(order->cuda, order->cu_stream, err) != MLACAT_OK) {
+        return err->code;
+    }
+    int result = order->cuda->cuStreamGetId(order->cu_stream, &cuda_stream_id);
+    if (result != 0) {
+        return fail_driver("cuStreamGetId", result, err);
+    }
+    order->cuda_stream_id = cuda_stream_id;
+    if (submit_check_memory(stream, call, err) != MLACAT_OK || enter(stream, order, err) != MLACAT_OK) {
+        return err->code;
+    }
+    enum mlacat_status status = put(stream, call, order, id, err);
+    ring_leave(stream);
+    return status;
+}
+
+enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stream, const struct mlacat_call *call,
+                                           void *cu_stream, uint64_t *call_id)
+{
+    struct order order = {.cu_stream = cu_stream};
+    struct mlacat_call known;
+    struct error err;
+    uint64_t id = 0;
+    enum mlacat_status status = client_check(stream != NULL ? stream->client : NULL);
+    if (status == MLACAT_OK && call != NULL &&
+        sized_read(&known, sizeof(known), call, SIZED_CALL, "mlacat_call", &err) != MLACAT_OK) {
+        status = error_raise(&err);
+    }
+    if (status == MLACAT_OK) {
+        status = check_arguments(stream, call != NULL ? &known : NULL);
+    }
+    if (status == MLACAT_OK) {
+        status = cuda_driver(&order.cuda);
+    }
+    if (status != MLACAT_OK) {
+        return status;
+    }
+    /* Else a capture of some other stream of this thread would be broken by what follows. */
+    struct cuda_asking asking;
+    cuda_asking_begin(&asking, order.cuda);
+    status = submit(stream, &known, &order, &id, &err);
+    cuda_asking_end(&asking);
+    if (call_id != NULL) {
+        *call_id = id;
+    }
+    return status == MLACAT_OK ? MLACAT_OK : error_raise(&err);
+}
+
+enum mlacat_status mlacat_stream_status(struct mlacat_stream *stream)
+{
+    enum mlacat_status status = client_check(stream != NULL ? stream->client : NULL);
+    if (status != MLACAT_OK) {
+        return status;
+    }
+    struct error err = {0};
+    if (stream->ring != NULL) {
+        struct ring_look look = {.sequence = UINT64_MAX};
+        pthread_mutex_lock(&stream->ring->lock);
+        ring_pause(stream, &look, TIMING_NO_WAIT);
+        ring_collect(stream);
+        err = stream->failure;
+        pthread_mutex_unlock(&stream->ring->lock);
+    }
+    if (err.code == MLACAT_OK) {
+        pthread_mutex_lock(&stream->client->lock);
+        err = stream->broken;
+        pthread_mutex_unlock(&stream->client->lock);
+    }
+    return err.code == MLACAT_OK ? MLACAT_OK : error_raise(&err);
+}
+
+void stream_order_settle(struct mlacat_stream *stream)
+{
+    struct ring *ring = stream->ring;
+    const struct timespec step = timing_spec(TIMING_MS);
+    int64_t until = timing_now() + SETTLE_NS;
+    for (bool settled = false; !settled && timing_now() < until;) {
+        pthread_mutex_lock(&ring->lock);
+        settled = ring->pages == NULL || (int64_t)(mlacat_ring_ready(ring->client) - ring->ready) >= 0;
+        pthread_mutex_unlock(&ring->lock);
+        if (!settled) {
+            nanosleep(&step, NULL);
+        }
+    }
+}
