@@ -27,7 +27,7 @@ struct bench_row {
     unsigned pairs;                /* exactly so many, and the ratio is the median of theirs; 0: until the time is up */
     double value, reference_value; /* medians */
     double ratio;                  /* 0: of the medians */
-    double p50, p90, p99;          /* of the value: p90 = nine of ten samples were at least as good; 0: not known */
+    double p50, p90, p99, p999;    /* of the value: p90 = nine of ten samples were at least as good; 0: not known */
     size_t samples;
     const char *note;              /* why there is no value */
     char chosen[BENCH_TEXT_BYTES]; /* `reference` where it had to be chosen */
@@ -93,6 +93,11 @@ bool bench_message_switches(struct bench *bench, struct bench_row *row);
 bool bench_message_window(struct bench *bench, struct bench_row *row);
 bool bench_message_batch(struct bench *bench, struct bench_row *row);
 bool bench_call_large(struct bench *bench, struct bench_row *row);
+bool bench_ring_latency(struct bench *bench, struct bench_row *row);
+bool bench_ring_submit(struct bench *bench, struct bench_row *row);
+bool bench_ring_writes(struct bench *bench, struct bench_row *row);
+bool bench_ring_pipelined(struct bench *bench, struct bench_row *row);
+bool bench_ring_batch(struct bench *bench, struct bench_row *row);
 bool bench_memory_register(struct bench *bench, struct bench_row *row);
 
 /* The rows of a GPU; the first one finds its shape by the row's name. */

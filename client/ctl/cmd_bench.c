@@ -39,6 +39,11 @@ static const struct entry entries[] = {
     {"message.switches", "switches/call", "socket ping-pong", false, ANYWHERE, bench_message_switches},
     {"message.window64", "calls/s", "socket echo, 64 in flight", true, ANYWHERE, bench_message_window},
     {"message.batch32", "calls/s", "socket echo, 64 in flight", true, ANYWHERE, bench_message_batch},
+    {"ring.latency", "us", "the same as messages", false, ANYWHERE, bench_ring_latency},
+    {"ring.submit", "ns", "the same as messages", false, ANYWHERE, bench_ring_submit},
+    {"ring.submit.writes", "writes/call", "eventfd write", false, ANYWHERE, bench_ring_writes},
+    {"ring.pipelined", "calls/s", "the same as messages", true, ANYWHERE, bench_ring_pipelined},
+    {"ring.batch32", "calls/s", "the same as messages", true, ANYWHERE, bench_ring_batch},
     {"call.large", "B/s", "kernel in process", true, ON_HOST, bench_call_large},
     {"memory.register", "us", "memfd, mmap, munmap", false, ON_HOST, bench_memory_register},
     {"cuda.memory.register", "us", KNOWN_OPEN, false, ON_GPU, bench_cuda_register},
@@ -115,6 +120,7 @@ static void fill_row(struct bench_row *row, struct figures *figures, const struc
     row->p50 = row->value;
     row->p90 = samples_quantile(&figures->value, more ? 0.10 : 0.90);
     row->p99 = samples_quantile(&figures->value, more ? 0.01 : 0.99);
+    row->p999 = samples_quantile(&figures->value, more ? 0.001 : 0.999);
 }
 
 static bool run_reference(const struct bench_reference *reference, struct samples *samples, struct samples *spent_ns)
@@ -255,13 +261,13 @@ static json_t *row_json(const struct bench_row *row)
     json_t *json;
 
     if (row->note)
-        return json_pack("{s:s, s:n, s:s, s:s, s:n, s:n, s:n, s:n, s:n, s:i, s:s}", "name", row->name, "value", "unit",
-                         row->unit, "reference", row->reference, "reference_value", "ratio", "p50", "p90", "p99",
-                         "samples", 0, "note", row->note);
-    json = json_pack("{s:s, s:f, s:s, s:s, s:f, s:f, s:f, s:o, s:f, s:I}", "name", row->name, "value", row->value,
+        return json_pack("{s:s, s:n, s:s, s:s, s:n, s:n, s:n, s:n, s:n, s:n, s:i, s:s}", "name", row->name, "value",
+                         "unit", row->unit, "reference", row->reference, "reference_value", "ratio", "p50", "p90",
+                         "p99", "p999", "samples", 0, "note", row->note);
+    json = json_pack("{s:s, s:f, s:s, s:s, s:f, s:f, s:f, s:o, s:f, s:f, s:I}", "name", row->name, "value", row->value,
                      "unit", row->unit, "reference", row->reference, "reference_value", row->reference_value, "ratio",
                      ratio(row), "p50", row->p50, "p90", row->p90 > 0 ? json_real(row->p90) : json_null(), "p99",
-                     row->p99, "samples", (json_int_t)row->samples);
+                     row->p99, "p999", row->p999, "samples", (json_int_t)row->samples);
     if (row->remark[0] != '\0')
         json_object_set_new(json, "note", json_string(row->remark));
     return json;
@@ -284,9 +290,9 @@ static void figure_text(const struct bench_row *row, double value, char text[BEN
 
 static void print_row(struct table *table, const struct bench_row *row)
 {
-    char text[6][BENCH_TEXT_BYTES];
-    const char *cells[] = {row->name, text[0], row->reference, text[1],    text[2],
-                           text[3],   text[4], text[5],        row->remark};
+    char text[7][BENCH_TEXT_BYTES];
+    const char *cells[] = {row->name, text[0], row->reference, text[1], text[2],
+                           text[3],   text[4], text[5],        text[6], row->remark};
 
     if (row->note) {
         const char *none[] = {row->name, "-", row->reference, "-", "-", "-", "-", "-", row->note};
@@ -298,7 +304,8 @@ static void print_row(struct table *table, const struct bench_row *row)
         snprintf(text[2], BENCH_TEXT_BYTES, "%.3f", ratio(row));
         figure_text(row, row->p90, text[3]);
         figure_text(row, row->p99, text[4]);
-        snprintf(text[5], BENCH_TEXT_BYTES, "%zu", row->samples);
+        figure_text(row, row->p999, text[5]);
+        snprintf(text[6], BENCH_TEXT_BYTES, "%zu", row->samples);
         table_row(table, cells);
     }
     table_flush(table, stdout);
@@ -351,9 +358,9 @@ static bool run_rows(struct bench *bench, struct table *table, json_t *array, si
 
 int cmd_bench(const struct ctl_options *options)
 {
-    static const struct table_column columns[] = {{"name", 27, false},  {"median", 19, true}, {"reference", 36, false},
-                                                  {"median", 19, true}, {"ratio", 6, true},   {"p90", 19, true},
-                                                  {"p99", 19, true},    {"samples", 7, true}, {"note", 0, false}};
+    static const struct table_column columns[] = {
+        {"name", 27, false}, {"median", 19, true}, {"reference", 36, false}, {"median", 19, true}, {"ratio", 6, true},
+        {"p90", 19, true},   {"p99", 19, true},    {"p99.9", 19, true},      {"samples", 7, true}, {"note", 0, false}};
     struct bench bench = {.options = options,
                           .budget_ns = options->quick ? QUICK_NS : (uint64_t)(options->seconds * 1e9)};
     json_t *array = options->json ? json_array() : NULL;

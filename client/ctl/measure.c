@@ -153,6 +153,15 @@ bool measure_switches(pid_t pid, uint64_t *switches)
     return found;
 }
 
+uint64_t measure_own_writes(void)
+{
+    static const char *const names[] = {"syscw:"};
+    uint64_t writes = 0;
+
+    sum_status_lines("/proc/self/io", names, 1, &writes);
+    return writes;
+}
+
 uint64_t measure_own_switches(void)
 {
     struct rusage usage;

@@ -44,6 +44,9 @@ bool measure_switches(pid_t pid, uint64_t *switches);
 /* The same of this process, threads that have ended included. */
 uint64_t measure_own_switches(void);
 
+/* Calls of write() and its kind by this process so far; 0 where /proc does not count them. */
+uint64_t measure_own_writes(void);
+
 /* "1.5 MB", "12.3 us": three or four digits and a unit. */
 void measure_bytes_text(double bytes, char *text, size_t size);
 /* The same for each second; "-" for 0. */

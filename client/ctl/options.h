@@ -63,6 +63,7 @@ struct ctl_options {
     const char *filter;
     double seconds;
     bool quick;
+    const char *histogram;
 
     uint64_t calls;
     uint64_t registrations;
