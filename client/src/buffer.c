@@ -215,6 +215,11 @@ size_t mlacat_buffer_bytes(const struct mlacat_buffer *buffer)
     return buffer == NULL ? 0 : buffer->bytes;
 }
 
+const char *mlacat_buffer_device(const struct mlacat_buffer *buffer)
+{
+    return buffer == NULL ? NULL : buffer->device;
+}
+
 void mlacat_buffer_release(struct mlacat_buffer *buffer)
 {
     if (buffer == NULL || client_is_forked(buffer->client)) {

@@ -16,6 +16,7 @@ struct question {
     bool legacy;
     struct cuda_export *memory;
     struct wire_fds *fds;
+    enum mlacat_status (*answer)(struct question *); /* runs with a context of the device */
 };
 
 #define NOT_SHAREABLE "the memory at %p cannot be shared with another process: "
@@ -194,7 +195,7 @@ static enum mlacat_status export_memory(struct question *q)
 
 /* With a context of the memory's device: the one that it belongs to, or the primary one if that is in use. A context is
  * never made here. */
-static enum mlacat_status export_in_context(struct question *q)
+static enum mlacat_status answer_in_context(struct question *q)
 {
     void *context = NULL;
     void *primary = NULL;
@@ -215,7 +216,7 @@ static enum mlacat_status export_in_context(struct question *q)
     }
     int result = q->cuda->cuCtxPushCurrent(context);
     if (result == 0) {
-        status = export_memory(q);
+        status = q->answer(q);
         q->cuda->cuCtxPopCurrent(&context);
     } else {
         status = fail_driver("cuCtxPushCurrent", result);
@@ -226,29 +227,35 @@ static enum mlacat_status export_in_context(struct question *q)
     return status;
 }
 
-enum mlacat_status cuda_export(const void *pointer, size_t bytes, struct cuda_export *memory, struct wire_fds *fds,
-                               char uuid[CLIENT_UUID_BYTES])
+static enum mlacat_status ask(struct question *q, char uuid[CLIENT_UUID_BYTES])
 {
-    struct question q = {.address = (uintptr_t)pointer, .bytes = bytes, .memory = memory, .fds = fds};
-    enum mlacat_status status = cuda_driver(&q.cuda);
+    enum mlacat_status status = cuda_driver(&q->cuda);
     if (status != MLACAT_OK) {
         return status;
     }
-    if (bytes > UINTPTR_MAX - q.address) {
-        return error_fail(MLACAT_INVALID_ARGUMENT, "%zu bytes at %p go past the end of the address space", bytes,
-                          pointer_of(&q));
+    if (q->bytes > UINTPTR_MAX - q->address) {
+        return error_fail(MLACAT_INVALID_ARGUMENT, "%zu bytes at %p go past the end of the address space", q->bytes,
+                          pointer_of(q));
     }
     struct cuda_asking asking;
-    cuda_asking_begin(&asking, q.cuda);
-    status = check_pointer(&q);
+    cuda_asking_begin(&asking, q->cuda);
+    status = check_pointer(q);
     if (status == MLACAT_OK) {
-        status = name_device(&q, uuid);
+        status = name_device(q, uuid);
     }
     if (status == MLACAT_OK) {
-        status = export_in_context(&q);
+        status = answer_in_context(q);
     }
     cuda_asking_end(&asking);
     return status;
+}
+
+enum mlacat_status cuda_export(const void *pointer, size_t bytes, struct cuda_export *memory, struct wire_fds *fds,
+                               char uuid[CLIENT_UUID_BYTES])
+{
+    struct question q = {
+        .address = (uintptr_t)pointer, .bytes = bytes, .memory = memory, .fds = fds, .answer = export_memory};
+    return ask(&q, uuid);
 }
 
 /* ---------------------------------------------------------------------------------------------------- asking again */
@@ -284,4 +291,46 @@ enum cuda_memory_state cuda_asking_memory(const struct cuda_asking *asking, cons
         *result = answer;
     }
     return state;
+}
+
+/* ------------------------------------------------------------------------------------------------ where memory ends */
+
+/* From the start of the first allocation or chunk to the end of the last one; what it finds goes where an export's
+ * would. */
+static enum mlacat_status find_range(struct question *q)
+{
+    unsigned long long at = q->address;
+    q->memory->offset_bytes = 0;
+    do {
+        unsigned long long base = 0;
+        size_t size = 0;
+        int result = q->cuda->cuMemGetAddressRange(&base, &size, at);
+        if (result != 0) {
+            return at == q->address ? fail_driver("cuMemGetAddressRange", result)
+                                    : fail_extent(q, q->address, (size_t)(at - q->address));
+        }
+        if (at == q->address) {
+            q->memory->offset_bytes = at - base;
+        }
+        at = base + size;
+    } while (at - q->address < q->bytes);
+    q->memory->allocation_bytes = at - (q->address - q->memory->offset_bytes);
+    return MLACAT_OK;
+}
+
+enum mlacat_status mlacat_memory_range(const void *pointer, size_t bytes, void **base, size_t *all)
+{
+    struct cuda_export found;
+    struct question q = {.address = (uintptr_t)pointer, .bytes = bytes, .memory = &found, .answer = find_range};
+    char uuid[CLIENT_UUID_BYTES];
+    if (base == NULL || all == NULL) {
+        return error_fail(MLACAT_INVALID_ARGUMENT, "%s is NULL; give the address of a variable",
+                          base == NULL ? "base" : "all");
+    }
+    enum mlacat_status status = ask(&q, uuid);
+    if (status == MLACAT_OK) {
+        *base = (void *)(uintptr_t)(q.address - found.offset_bytes);
+        *all = found.allocation_bytes;
+    }
+    return status;
 }

@@ -208,6 +208,16 @@ MLACAT_API enum mlacat_status mlacat_buffer_register_ptr(struct mlacat_client *c
 /* The memory in this process, until the release; NULL for mlacat_buffer_register_fd and mlacat_buffer_register_ptr. */
 MLACAT_API void *mlacat_buffer_data(const struct mlacat_buffer *buffer);
 MLACAT_API size_t mlacat_buffer_bytes(const struct mlacat_buffer *buffer);
+/* The UUID of the device that it is registered with, until the release. NULL: NULL. */
+MLACAT_API const char *mlacat_buffer_device(const struct mlacat_buffer *buffer);
+
+/*
+ * Where the GPU memory of this process that [pointer, pointer + bytes) lies in begins, and how many bytes it has: one
+ * allocation of cudaMalloc, or the chunks of cuMemCreate that the range touches. So that a program which knows tensors
+ * only can register the memory that holds them, once. INVALID_ARGUMENT, FAILED_PRECONDITION: as
+ * mlacat_buffer_register_ptr; whether the memory can be shared is not asked.
+ */
+MLACAT_API enum mlacat_status mlacat_memory_range(const void *pointer, size_t bytes, void **base, size_t *all);
 
 /*
  * Gives the buffer back and frees the handle. Calls in flight that use it finish; the daemon lets the memory go after
