@@ -45,6 +45,8 @@ test  wish command:clang-format-14 clang-format-14
 test  wish command:shellcheck  shellcheck
 test  wish command:systemd-analyze systemd
 test  wish python:yaml         python3-yaml
+test  wish python:venv,ensurepip python3-venv
+test  wish pyheader:Python.h   python3-dev
 all   wish command:aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
 all   wish libc64:stdio.h      libc6-dev-arm64-cross
 all   wish command:qemu-aarch64-static qemu-user-static
@@ -78,6 +80,7 @@ present() { # probe:name
     libc64:*) compiles aarch64-linux-gnu-gcc "${1#*:}" ;;
     clang:*) compiles clang stddef.h "-fsanitize=${1#*:}" ;;
     python:*) command -v python3 >/dev/null 2>&1 && python3 -c "import ${1#*:}" >/dev/null 2>&1 ;;
+    pyheader:*) python3 -c "import os, sysconfig as s; os.stat(s.get_path('include') + '/${1#*:}')" >/dev/null 2>&1 ;;
     esac
 }
 

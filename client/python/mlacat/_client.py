@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients: one that a program makes, and the default one that the functions of the package use."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import threading
+import time
+from typing import Any
+
+from . import _dtypes, _functions, _mlacat, _torch
+from ._errors import Error, PreconditionError
+
+
+class Client(_functions.Functions, _mlacat.Client):
+    """A connection to mlacatd, for use from any thread. In a forked child it connects anew.
+
+    socket: its path; None: $MLACAT_SOCKET, else where libmlacat looks. name: for the daemon's logs. fallback: what a
+    call does when the service cannot run it: "error" raises, "torch" copies in process; None: $MLACAT_FALLBACK, else
+    "error". connect_timeout, reconnect_timeout: seconds, the second for a daemon that went away. spin_us: as
+    mlacat_connect_options says.
+    """
+
+    def __init__(
+        self,
+        socket: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        *,
+        fallback: str | None = None,
+        connect_timeout: float = 2.0,
+        reconnect_timeout: float = 2.0,
+        spin_us: int = 0,
+    ) -> None:
+        self.fallback = _functions.check_fallback(fallback or os.environ.get("MLACAT_FALLBACK", "error"))
+        super().__init__(
+            None if socket is None else os.fspath(socket),
+            name,
+            connect_timeout_ms=max(1, round(connect_timeout * 1000)),
+            reconnect_timeout_ms=max(1, round(reconnect_timeout * 1000)),
+            spin_us=spin_us,
+        )
+
+    # The extension's, not the mixin's.
+    _run = _mlacat.Client._run
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any = "bf16") -> Any:
+        """A zeroed numpy array in memory that the daemon's host device sees too.
+
+        dtype: "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "fp32" or a numpy dtype. numpy has no type of its own for bf16
+        and fp8: those of ml_dtypes where it is installed, else uint16 and uint8.
+        """
+        import numpy
+
+        kind = _dtypes.numpy_type(dtype)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        nbytes = math.prod(shape) * kind.itemsize
+        if nbytes == 0:
+            return numpy.empty(shape, kind)
+        return numpy.asarray(self._alloc(nbytes)).view(kind).reshape(shape)
+
+    def supports(self, op: str, dtype: Any = None, device: str | None = None) -> bool:
+        """Whether the daemon runs this op ("concat_mla_k", ...) with elements of this dtype on a device that is
+        available: a UUID, a kind ("cuda", "host"), or None for any. Head counts, widths and strides do not matter."""
+        if op not in ("concat_mla_k", "concat_mla_absorb_q", "concat_mla_q"):
+            return False
+        if dtype is not None and _dtypes.name_of(dtype) is None:
+            return False
+        wanted = None if device is None else str(device)
+        return any(row["available"] and wanted in (None, row["uuid"], row["kind"]) for row in self.devices())
+
+
+class _Default(_functions.Functions):
+    """The client behind the functions of the package: connects at the first call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._options: dict[str, Any] = {}
+        self._client: Client | None = None
+        self._lost: Error | None = None  # why the last attempt failed, and until when that is the answer
+        self._lost_until = 0.0
+        self.fallback = os.environ.get("MLACAT_FALLBACK", "error")
+
+    def configure(self, options: dict[str, Any]) -> None:
+        fallback = _functions.check_fallback(options.get("fallback") or os.environ.get("MLACAT_FALLBACK", "error"))
+        self.forget()
+        self._options = options
+        self.fallback = fallback
+
+    def forget(self) -> None:
+        with self._lock:
+            client, self._client, self._lost = self._client, None, None
+            self._rests_until = 0.0
+            self.__dict__.pop("_run", None)
+        if client is not None:
+            client.close()
+
+    def get(self) -> Client:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+                self._run = self._client._run  # type: ignore[method-assign]  # one lookup less in each call
+            return self._client
+
+    def _connect(self) -> Client:
+        if os.environ.get("MLACAT_DISABLE", "0") not in ("", "0"):
+            raise PreconditionError(
+                "MLACAT_DISABLE is set: the service is not used", _mlacat.STATUS["FAILED_PRECONDITION"]
+            )
+        if self._lost is not None and time.monotonic() < self._lost_until:
+            raise self._lost.with_traceback(None)
+        _functions.check_fallback(self.fallback)
+        _torch.register()
+        try:
+            return Client(**self._options)
+        except Error as error:
+            self._lost, self._lost_until = error, time.monotonic() + _functions.REST_SECONDS
+            raise
+
+    def _run(self, rule: int, out: Any, first: Any, second: Any, stream: int | None = None, /) -> None:
+        _mlacat.check_arguments(rule, out, first, second)
+        self.get()._run(rule, out, first, second, stream)
+
+    def empty(self, shape: Any, dtype: Any = "bf16") -> Any:
+        return self.get().empty(shape, dtype)
+
+    def renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
+
+default = _Default()
+os.register_at_fork(after_in_child=default.renew_lock)
+atexit.register(default.forget)
+
+
+def default_client() -> Client:
+    """The client that the functions of the package use; connects if there is none."""
+    return default.get()
+
+
+def configure(**options: Any) -> None:
+    """Options of the default client, as Client takes them; it connects with them at its next use."""
+    default.configure(options)
+
+
+def is_available(device: str | None = None) -> bool:
+    """Whether a daemon answers, with a device of this UUID or kind ("cuda", "host"; None: any) that works."""
+    try:
+        return default.get().supports("concat_mla_k", None, device)
+    except Error:
+        return False
+
+
+def supports(op: str, dtype: Any = None, device: str | None = None) -> bool:
+    """Client.supports of the default client; False without a daemon."""
+    try:
+        return default.get().supports(op, dtype, device)
+    except Error:
+        return False
+

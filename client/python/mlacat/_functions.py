@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The functions, on top of a method `_run` that clients have: argument forms, and what happens without the service."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from . import _mlacat
+from ._errors import ArgumentError, ArgumentTypeError, Error, StreamFailed
+
+# Numbers of the extension's rules.
+K, ABSORB_Q, Q = 0, 1, 2
+FALLBACKS = ("error", "torch")
+# How long calls with a fallback do without the service after it was lost: an attempt may take reconnect_timeout.
+REST_SECONDS = 1.0
+
+
+def check_fallback(fallback: str) -> str:
+    if fallback not in FALLBACKS:
+        raise ArgumentError(f"fallback is {fallback!r}; give 'error' or 'torch'", _mlacat.STATUS["INVALID_ARGUMENT"])
+    return fallback
+
+
+def rope_of(k_rope: Any, k_pe: Any) -> Any:
+    """The third argument of concat_mla_k under either of its names."""
+    if (k_rope is None) == (k_pe is None):
+        raise ArgumentTypeError(
+            "concat_mla_k() takes k, k_nope and one of k_rope and k_pe", _mlacat.STATUS["INVALID_ARGUMENT"]
+        )
+    return k_pe if k_rope is None else k_rope
+
+
+def in_process(rule: int, out: Any, first: Any, second: Any) -> None:
+    """The copy without the service, by torch or numpy: two slice assignments, of arguments that are right."""
+    width = first.shape[-1]
+    if rule == K and len(second.shape) == len(out.shape) - 1:
+        second = second[..., None, :]
+    out[..., :width] = first
+    out[..., width:] = second
+
+
+class Functions:
+    fallback: str = "error"
+    _rests_until: float = 0.0
+
+    def _run(self, rule: int, out: Any, first: Any, second: Any, stream: int | None = None, /) -> None:
+        raise NotImplementedError
+
+    def empty(self, shape: Any, dtype: Any = "bf16") -> Any:
+        raise NotImplementedError
+
+    def _call(self, rule: int, out: Any, first: Any, second: Any, stream: int | None) -> None:
+        if self._rests_until:
+            if time.monotonic() < self._rests_until:
+                _mlacat.check_arguments(rule, out, first, second)
+                in_process(rule, out, first, second)
+                return
+            self._rests_until = 0.0
+        try:
+            self._run(rule, out, first, second, stream)
+        except Error as error:
+            if not self._goes_on_without(error, out):
+                raise
+            in_process(rule, out, first, second)
+
+    def _goes_on_without(self, error: Error, out: Any) -> bool:
+        # A wrong argument stays wrong, and a failed stream is news of a call of before, which nobody can repeat.
+        if self.fallback != "torch" or isinstance(error, (ArgumentError, StreamFailed)):
+            return False
+        if not hasattr(out, "__setitem__"):
+            return False
+        if error.status == "UNAVAILABLE":
+            self._rests_until = time.monotonic() + REST_SECONDS
+        return True
+
+    def _new_output(self, a: Any, b: Any) -> Any:
+        shape = (*a.shape[:-1], a.shape[-1] + b.shape[-1])
+        if hasattr(a, "new_empty"):
+            return a.new_empty(shape)
+        if hasattr(a, "__array_struct__"):
+            return self.empty(shape, a.dtype)
+        raise ArgumentTypeError(
+            f"concat_mla_absorb_q() makes an output for torch tensors and numpy arrays, not for {type(a).__name__}; "
+            "give out=",
+            _mlacat.STATUS["INVALID_ARGUMENT"],
+        )
+
+    def concat_mla_k(
+        self, k: Any, k_nope: Any, k_rope: Any = None, *, k_pe: Any = None, stream: int | None = None
+    ) -> None:
+        """k[..., h, :] = k_nope[..., h, :] then k_rope[..., 0, :], for every head h.
+
+        k [..., H, P+R], k_nope [..., H, P], k_rope (or k_pe) [..., 1, R] or [..., R]. `stream`: the CUDA stream, as an
+        integer, that the call is ordered on; None: the current one of the tensors' library.
+        """
+        if k_rope is None or k_pe is not None:
+            k_rope = rope_of(k_rope, k_pe)
+        self._call(K, k, k_nope, k_rope, stream)
+
+    def concat_mla_absorb_q(self, a: Any, b: Any, out: Any = None, *, stream: int | None = None) -> Any:
+        """out[..., :] = a[..., :] then b[..., :]; returns out, a new one if none is given."""
+        if out is None:
+            out = self._new_output(a, b)
+        self._call(ABSORB_Q, out, a, b, stream)
+        return out
+
+    def concat_mla_q(self, ql_nope: Any, q_pe: Any, q_out: Any, *, stream: int | None = None) -> None:
+        """q_out[..., :] = ql_nope[..., :] then q_pe[..., :]."""
+        self._call(Q, q_out, ql_nope, q_pe, stream)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What concerns PyTorch. It is never imported here; what is here does something once the program has imported it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def is_compiling() -> bool:
+    """torch.compiler.is_compiling, from register() on."""
+    return False
+
+
+_library: Any = None  # torch.library.Library: the ops live as long as it does
+
+
+def register() -> bool:
+    """Defines torch.ops.mlacat, for torch.compile and torch.export. False: torch is not imported, nothing was done."""
+    global _library, is_compiling
+    torch = sys.modules.get("torch")
+    if _library is not None:
+        return True
+    if torch is None or not hasattr(torch, "library") or not hasattr(torch, "compiler"):
+        return False
+    from . import _client
+
+    default = _client.default
+    library = torch.library.Library("mlacat", "DEF")
+    library.define("concat_mla_k(Tensor(a!) k, Tensor k_nope, Tensor k_rope) -> ()")
+    library.define("concat_mla_absorb_q(Tensor a, Tensor b) -> Tensor")
+    library.define("concat_mla_q(Tensor ql_nope, Tensor q_pe, Tensor(a!) q_out) -> ()")
+
+    def absorb_q(a: Any, b: Any) -> Any:
+        return default.concat_mla_absorb_q(a, b)
+
+    def fake_absorb_q(a: Any, b: Any) -> Any:
+        return a.new_empty((*a.shape[:-1], a.shape[-1] + b.shape[-1]))
+
+    def fake_nothing(*_: Any) -> None:
+        return None
+
+    # One implementation for all devices: it looks itself where the tensors are.
+    everywhere = "CompositeExplicitAutograd"
+    library.impl("concat_mla_k", lambda k, k_nope, k_rope: default.concat_mla_k(k, k_nope, k_rope), everywhere)
+    library.impl("concat_mla_absorb_q", absorb_q, everywhere)
+    library.impl("concat_mla_q", lambda a, b, out: default.concat_mla_q(a, b, out), everywhere)
+    torch.library.register_fake("mlacat::concat_mla_k", fake_nothing, lib=library)
+    torch.library.register_fake("mlacat::concat_mla_absorb_q", fake_absorb_q, lib=library)
+    torch.library.register_fake("mlacat::concat_mla_q", fake_nothing, lib=library)
+    _library = library
+    is_compiling = torch.compiler.is_compiling
+    return True
+
+
+def ops() -> Any:
+    """torch.ops.mlacat, while a program is compiled or exported."""
+    return sys.modules["torch"].ops.mlacat
+
+
+def current_stream(device: int) -> int:
+    """For the extension: the current CUDA stream of a device as a number."""
+    torch = sys.modules["torch"]
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+def is_capturing(device: int) -> bool:
+    """For the extension: whether torch captures a graph on the current stream of a device."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()

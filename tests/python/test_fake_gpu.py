@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stream-ordered calls over the fake CUDA driver: registered segments, streams, failures. Runs where
+MLACAT_FAKE_CUDA_FOLDER names the folder of the fake libcuda.so.1 and the loader finds it first (run.sh sets both)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+import dlpack
+import mlacat
+from daemon import Daemon
+from fake_gpu import FakeGpu, GrowingSegment, Trio
+
+FOLDER = os.environ.get("MLACAT_FAKE_CUDA_FOLDER", "")
+pytestmark = pytest.mark.skipif(not FOLDER, reason="MLACAT_FAKE_CUDA_FOLDER is not set")
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    gpu = FakeGpu()
+    if not gpu.has("cuStreamGetId"):
+        pytest.skip("the fake driver has no cuStreamGetId")
+    return gpu
+
+
+@pytest.fixture
+def gpu_daemon():
+    daemon = Daemon("--device", "auto", env={"LD_LIBRARY_PATH": FOLDER})
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def gpu_client(gpu, gpu_daemon):
+    with mlacat.Client(gpu_daemon.socket, reconnect_timeout=0.2) as client:
+        yield client
+
+
+def run(client, gpu, trio, stream):
+    trio.clear()
+    client.concat_mla_k(*trio.arrays, stream=stream)
+    gpu.synchronize(stream)
+    assert trio.is_right()
+
+
+def test_one_registration_for_a_segment(gpu, gpu_client):
+    segment, stream = gpu.alloc(4 * Trio.BYTES), gpu.stream()
+    for part in range(4):
+        run(gpu_client, gpu, Trio(segment + part * Trio.BYTES), stream)
+    assert gpu_client._held() == {"segments": 1, "streams": 1}
+    gpu.free(segment)
+
+
+def test_memory_that_was_freed_is_registered_again(gpu, gpu_client):
+    stream = gpu.stream()
+    segment = gpu.alloc(Trio.BYTES)
+    run(gpu_client, gpu, Trio(segment), stream)
+    for size in (Trio.BYTES, 4 * Trio.BYTES, Trio.BYTES):
+        gpu.free(segment)
+        segment = gpu.alloc(size)
+        run(gpu_client, gpu, Trio(segment), stream)
+    gpu.free(segment)
+
+
+def test_operands_in_several_segments(gpu, gpu_client):
+    stream = gpu.stream()
+    trios = [Trio(gpu.alloc(Trio.BYTES)) for _ in range(3)]
+    mixed = Trio(gpu.alloc(Trio.BYTES))
+    mixed.arrays = [trios[0].arrays[0], trios[1].arrays[1], trios[2].arrays[2]]
+    gpu_client.concat_mla_k(*mixed.arrays, stream=stream)
+    gpu.synchronize(stream)
+    assert trios[0].is_right()
+    assert gpu_client._held()["segments"] == 3
+
+
+def test_streams_are_bounded(gpu, gpu_client):
+    trio = Trio(gpu.alloc(Trio.BYTES))
+    for _ in range(40):
+        run(gpu_client, gpu, trio, gpu.stream())
+    assert gpu_client._held()["streams"] == 32
+    gpu_client.check()
+
+
+def test_producers_learn_the_stream(gpu, gpu_client):
+    trio, stream = Trio(gpu.alloc(Trio.BYTES)), gpu.stream()
+    run(gpu_client, gpu, trio, stream)
+    assert [array.streams for array in trio.arrays] == [[stream]] * 3
+    assert [array.lent for array in trio.arrays] == [0] * 3
+
+
+def test_current_stream_of_the_exchange_table(gpu, gpu_client):
+    streams = [gpu.stream(), gpu.stream()]
+    asked = []
+
+    def current(device):
+        asked.append(device)
+        return streams[len(asked) % 2]
+
+    trio = Trio(gpu.alloc(Trio.BYTES), dlpack.exchange_type(current))
+    for _ in range(4):
+        trio.clear()
+        gpu_client.concat_mla_k(*trio.arrays)
+        for stream in streams:
+            gpu.synchronize(stream)
+        assert trio.is_right()
+    assert asked == [0] * 4
+    assert gpu_client._held()["streams"] == 2
+
+
+def test_call_that_the_daemon_refuses_fails_its_stream_once(gpu, gpu_client):
+    stream, other = gpu.stream(), gpu.stream()
+    segment = gpu.alloc(2 * Trio.BYTES)
+    trio = Trio(segment)
+    n, h, p, r = Trio.N, Trio.H, Trio.P, Trio.R
+    # An input that overlaps the output: only the daemon looks at that.
+    inside = dlpack.Array(trio.at[0] + 2 * r, (n, h, p), (h * (p + r), p + r, 1), device=(dlpack.CUDA, 0))
+    gpu_client.concat_mla_k(trio.arrays[0], inside, trio.arrays[2], stream=stream)
+    gpu.synchronize(stream)
+    run(gpu_client, gpu, trio, other)
+    with pytest.raises(mlacat.StreamFailed) as caught:
+        gpu_client.concat_mla_k(*trio.arrays, stream=stream)
+    assert (caught.value.code, caught.value.scope) == (3, "STREAM")
+    run(gpu_client, gpu, trio, stream)
+
+
+def test_check_tells_of_a_failed_stream(gpu, gpu_client):
+    stream = gpu.stream()
+    trio = Trio(gpu.alloc(Trio.BYTES))
+    n, h, p, r = Trio.N, Trio.H, Trio.P, Trio.R
+    inside = dlpack.Array(trio.at[0] + 2 * r, (n, h, p), (h * (p + r), p + r, 1), device=(dlpack.CUDA, 0))
+    gpu_client.concat_mla_k(trio.arrays[0], inside, trio.arrays[2], stream=stream)
+    gpu.synchronize(stream)
+    with pytest.raises(mlacat.StreamFailed):
+        gpu_client.check()
+    gpu_client.check()
+    run(gpu_client, gpu, trio, stream)
+
+
+def test_daemon_restarts_between_calls(gpu, gpu_daemon, gpu_client):
+    trio, stream = Trio(gpu.alloc(Trio.BYTES)), gpu.stream()
+    run(gpu_client, gpu, trio, stream)
+    gpu_daemon.stop(signal.SIGKILL)
+    with pytest.raises((mlacat.ServiceLost, mlacat.StreamFailed)):
+        for _ in range(3):
+            gpu_client.concat_mla_k(*trio.arrays, stream=stream)
+    gpu.synchronize(stream)  # nothing waits for the daemon that is gone
+    gpu_daemon.start()
+    for attempt in range(5):
+        try:
+            run(gpu_client, gpu, trio, stream)
+            return
+        except (mlacat.ServiceLost, mlacat.StreamFailed):
+            assert attempt < 4
+
+
+def test_close_waits_for_ordered_calls(gpu, gpu_daemon):
+    trio, stream = Trio(gpu.alloc(Trio.BYTES)), gpu.stream()
+    with mlacat.Client(gpu_daemon.socket) as client:
+        for _ in range(200):
+            client.concat_mla_k(*trio.arrays, stream=stream)
+    assert trio.is_right()
+    gpu.synchronize(stream)
+
+
+def test_freed_memory_without_an_allocation_is_refused(gpu, gpu_client):
+    stream = gpu.stream()
+    segment = gpu.alloc(Trio.BYTES)
+    trio = Trio(segment)
+    run(gpu_client, gpu, trio, stream)
+    gpu.free(segment)
+    with pytest.raises(mlacat.Error):
+        gpu_client.concat_mla_k(*trio.arrays, stream=stream)
+    assert gpu_client._held()["segments"] == 0
+
+
+
+def test_chunks_of_a_growing_segment_become_one(gpu, gpu_client):
+    """A tensor that straddles what is registered and what is new makes one registration of both."""
+    stream = gpu.stream()
+    segment = GrowingSegment(gpu, 6)
+    segment.grow()
+    run(gpu_client, gpu, Trio(segment.base), stream)
+    for nr in range(2, 7):
+        segment.grow()
+        run(gpu_client, gpu, Trio(segment.base + (nr - 1) * segment.CHUNK - Trio.K_MIDDLE), stream)
+        assert gpu_client._held()["segments"] == 1, nr
+    run(gpu_client, gpu, Trio(segment.base), stream)
+    assert gpu_client._held()["segments"] == 1
+
+
+def test_chunks_that_shrink_and_grow_again(gpu, gpu_client):
+    stream = gpu.stream()
+    segment = GrowingSegment(gpu, 4)
+    for _ in range(4):
+        segment.grow()
+    border = segment.base + 3 * segment.CHUNK - Trio.K_MIDDLE
+    for _ in range(3):
+        run(gpu_client, gpu, Trio(border), stream)
+        run(gpu_client, gpu, Trio(segment.base), stream)
+        segment.shrink()
+        run(gpu_client, gpu, Trio(segment.base + segment.CHUNK - Trio.K_MIDDLE), stream)
+        segment.grow()
+
+
+def test_many_segments_are_bounded(gpu, gpu_client):
+    stream = gpu.stream()
+    kept = []
+    for _ in range(300):
+        kept.append(gpu.alloc(Trio.BYTES))
+        run(gpu_client, gpu, Trio(kept[-1]), stream)
+    assert gpu_client._held()["segments"] == 256
+    run(gpu_client, gpu, Trio(kept[0]), stream)
+    for segment in kept:
+        gpu.free(segment)
+
+
+def test_threads_on_streams_of_their_own(gpu, gpu_client):
+    failures = []
+
+    def work():
+        try:
+            gpu.enter_thread()
+            stream = gpu.stream()
+            for _ in range(30):
+                segment = gpu.alloc(Trio.BYTES)
+                run(gpu_client, gpu, Trio(segment), stream)
+                gpu.free(segment)
+        except Exception as error:  # noqa: BLE001 - shown below
+            failures.append(repr(error))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
