@@ -321,6 +321,11 @@ void gpu_sync(void)
     CHECK(cuStreamSynchronize(gpu.stream));
 }
 
+void gpu_use_stream(void *stream)
+{
+    gpu.stream = stream;
+}
+
 void gpu_upload(void *to, const void *from, size_t size)
 {
     CHECK(cuMemcpyHtoDAsync_v2((uintptr_t)to, from, size, gpu.stream));

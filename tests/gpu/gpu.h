@@ -56,6 +56,8 @@ void gpu_fill(void *to, unsigned char value, size_t size);
 /* Writes a word of gpu_word_new after all that was enqueued before. */
 void gpu_write_word(_Atomic uint64_t *word, uint64_t value);
 void gpu_sync(void);
+/* From now on on that stream of the device's primary context instead: the caller's, who keeps it. */
+void gpu_use_stream(void *stream);
 
 /* Wait until they are done. */
 void gpu_upload(void *to, const void *from, size_t size);
