@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "clock.h"
 #include "cuda_device.h"
@@ -21,6 +22,7 @@ void cuda_pages_init(struct cuda_pages *pages, struct device *device)
 {
     pages->device = device;
     list_init(&pages->released);
+    pages->released_nr = 0;
 }
 
 static void unregister(struct device *device, struct device_pages *pages)
@@ -40,6 +42,7 @@ void cuda_pages_fini(struct cuda_pages *pages)
     while (pages->device && (node = list_take(&pages->released))) {
         unregister(pages->device, LIST_ENTRY(node, struct device_pages, link));
     }
+    pages->released_nr = 0;
 }
 
 static enum mlacat_status tell_driver(struct device *device, struct device_pages *pages, struct error *err)
@@ -58,9 +61,35 @@ static enum mlacat_status tell_driver(struct device *device, struct device_pages
     return MLACAT_OK;
 }
 
+static void unregister_oldest(struct cuda_pages *pages)
+{
+    pages->released_nr--;
+    unregister(pages->device, LIST_ENTRY(list_take(&pages->released), struct device_pages, link));
+    pages->device->segments.closed_ns = clock_now_ns();
+}
+
+/* Nanoseconds until the pace allows another one to go. */
+static uint64_t wait_ns(const struct cuda_pages *pages)
+{
+    uint64_t closed_ns = pages->device->segments.closed_ns;
+    uint64_t since_ns = clock_now_ns() - closed_ns;
+    return closed_ns == 0 || since_ns >= CUDA_CLOSE_PACE_NS ? 0 : CUDA_CLOSE_PACE_NS - since_ns;
+}
+
+/* Clients that come and go faster than the pace wait here, on the thread that may wait, for one of those before. */
+static void make_room(struct cuda_pages *pages)
+{
+    while (pages->released_nr >= CUDA_PAGES_RELEASED_MAX) {
+        const struct timespec pause = {.tv_nsec = (long)wait_ns(pages)};
+        nanosleep(&pause, NULL);
+        unregister_oldest(pages);
+    }
+}
+
 enum mlacat_status cuda_pages_register(struct cuda_pages *pages, void *address, size_t bytes,
                                        struct device_pages **made, struct error *err)
 {
+    make_room(pages);
     struct device_pages *fresh = malloc(sizeof(*fresh));
     /* An old size of 0 makes a second mapping of shared pages. */
     void *own = mremap(address, 0, bytes, MREMAP_MAYMOVE);
@@ -86,20 +115,19 @@ fail:
 void cuda_pages_release(struct cuda_pages *pages, struct device_pages *released)
 {
     list_append(&pages->released, &released->link);
+    pages->released_nr++;
 }
 
 uint64_t cuda_pages_tend(struct cuda_pages *pages)
 {
-    struct cuda_segments *segments = &pages->device->segments;
     if (list_empty(&pages->released)) {
         return UINT64_MAX;
     }
-    uint64_t since_ns = clock_now_ns() - segments->closed_ns;
-    if (segments->closed_ns != 0 && since_ns < CUDA_CLOSE_PACE_NS) {
-        return CUDA_CLOSE_PACE_NS - since_ns;
+    uint64_t in_ns = wait_ns(pages);
+    if (in_ns != 0) {
+        return in_ns;
     }
-    unregister(pages->device, LIST_ENTRY(list_take(&pages->released), struct device_pages, link));
-    segments->closed_ns = clock_now_ns();
+    unregister_oldest(pages);
     return list_empty(&pages->released) ? UINT64_MAX : CUDA_CLOSE_PACE_NS;
 }
 

@@ -22,9 +22,13 @@
 struct device;
 struct device_pages;
 
+/* Clients may come and go faster than the pace: with as many released registrations a new one waits for an old one. */
+#define CUDA_PAGES_RELEASED_MAX 64
+
 struct cuda_pages {
     struct device *device;
     struct list_node released; /* struct device_pages.link: to be unregistered */
+    uint32_t released_nr;
 };
 
 void cuda_pages_init(struct cuda_pages *pages, struct device *device);

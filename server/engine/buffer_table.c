@@ -54,6 +54,10 @@ struct buffer_slot *buffer_table_pin(const struct buffer_table *table, struct wi
         return NULL;
     }
     struct buffer_slot *slot = &table->slots[ref.id];
+    /* A name that is not there costs no memory, and no pin that the loop would have to wait for. */
+    if (atomic_load_explicit(&slot->generation, memory_order_relaxed) != ref.generation) {
+        return NULL;
+    }
     atomic_fetch_add(&slot->pins, 1);
     if (atomic_load(&slot->generation) == ref.generation) {
         return slot;

@@ -153,6 +153,7 @@ bool engine_take(struct engine *engine)
             stream_take_report(report->ring->stream, report);
             any = true;
         }
+        any |= worker_take_drain_news(&engine->workers[i]);
     }
     return any | let_go(engine);
 }

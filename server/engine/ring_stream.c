@@ -255,9 +255,9 @@ static void take_entries(struct worker *worker, struct stream *stream)
         }
         if (entry.flags & MLACAT_RING_SUBMIT_CANCEL) {
             cancel(worker, stream, &entry);
-        } else {
-            accept_call(worker, stream, &entry, now_ns);
+            break; /* it has looked through all calls of the stream: now the others have their turn */
         }
+        accept_call(worker, stream, &entry, now_ns);
     }
     if (now_ns != 0) {
         worker->moved = true;
@@ -302,7 +302,12 @@ static void drop_queue(struct worker *worker, struct stream *stream)
 {
     struct list_node *node;
     while ((node = list_take(&stream->queue))) {
-        put_call(worker, LIST_ENTRY(node, struct call, queue_link));
+        struct call *call = LIST_ENTRY(node, struct call, queue_link);
+        if (!call->signal_only) {
+            call_withdrawn_error(CALL_WITHDRAWN_GONE, &call->error);
+        }
+        counters_add(&worker->counters, call);
+        put_call(worker, call);
     }
 }
 
@@ -311,6 +316,7 @@ static void look(struct worker *worker, struct ring_stream *ring)
     struct stream *stream = ring->stream;
     enum ring_order order = (enum ring_order)atomic_load_explicit(&ring->order, memory_order_acquire);
     if (order == RING_DROP) {
+        ring->unreadable = true; /* else what is left in it would count as news, and keep the worker from its naps */
         drop_queue(worker, stream);
     } else if (!ring->unreadable) {
         take_entries(worker, stream);
@@ -323,7 +329,7 @@ static void look(struct worker *worker, struct ring_stream *ring)
             list_append(&worker->active, &stream->active_link);
         }
     } else if (order != RING_GO_ON && list_empty(&stream->launched) &&
-               (order == RING_DROP || ring->unreadable || !ring_has_more(&ring->ring))) {
+               (ring->unreadable || !ring_has_more(&ring->ring))) {
         detach(worker, ring);
     }
 }

@@ -59,7 +59,7 @@ struct ring_stream {
     struct stream *stream;          /* that it is of; constant once attached */
     _Alignas(128) struct ring ring; /* worker, and all that follows */
     struct list_node link;          /* on the worker's list */
-    bool unreadable;                /* the client broke the ring */
+    bool unreadable;                /* the client broke the ring, or is gone */
     bool reported;                  /* `broken` was */
     uint64_t deadline_ns;           /* the earliest of the queued calls, or one before it; 0: none has any */
 };

@@ -121,6 +121,7 @@ static void *worker_main(void *arg)
         }
         worker->drain_seen = atomic_load_explicit(&worker->draining, memory_order_acquire);
         ring_streams_look(worker);
+        worker_tell_rings(worker); /* the watchdog must know of calls whose launch does not return */
         bool launched = drive(worker, withdrawn);
         worker_tell_rings(worker);
         atomic_fetch_add_explicit(&worker->heartbeat, 1, memory_order_relaxed);

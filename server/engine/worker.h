@@ -58,7 +58,8 @@ struct worker {
     _Atomic uint64_t heartbeat;  /* counts the worker's rounds */
     _Atomic uint32_t draining;   /* what comes through a ring from now on is refused */
     _Atomic uint32_t drained;    /* worker to loop: since `draining` was seen nothing is in flight from a ring */
-    _Atomic uint32_t ring_calls; /* worker to loop: in flight from rings, after the last round */
+    _Atomic uint32_t drain_news; /* worker to loop: that, or again */
+    _Atomic uint32_t ring_calls; /* worker to loop: in flight from rings, as last told */
     uint32_t calls_nr;           /* loop: calls at the worker */
     uint64_t heartbeat_seen;     /* loop: at the last worker_stuck */
 
@@ -93,7 +94,9 @@ void worker_drain(struct worker *worker);
 /* Calls in flight from rings. While the worker has not seen the order to drain, one that it may just be taking counts
  * too. */
 uint32_t worker_ring_calls(const struct worker *worker);
-/* Worker, after each round: what the two above are about. */
+/* True once after each time that the last of them has ended in a drain: what the loop looks at before it sleeps. */
+bool worker_take_drain_news(struct worker *worker);
+/* Worker, twice a round, before it launches and at the end: what worker_ring_calls and worker_take_drain_news say. */
 void worker_tell_rings(struct worker *worker);
 
 /* Makes the worker give back the calls that were withdrawn. */

@@ -281,6 +281,24 @@ static void test_cuda_pages_outlive_the_callers_mapping(void **state)
     assert_int_equal(cuda_pages_tend(&device.pages), UINT64_MAX);
 }
 
+/* Clients that come and go faster than the pace pin no more and more memory. */
+static void test_cuda_pages_released_are_bounded(void **state)
+{
+    (void)state;
+    unsigned char *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    uint32_t before = driver.pages;
+    for (int i = 0; i < CUDA_PAGES_RELEASED_MAX + 3; i++) {
+        driver.now_ns += i < CUDA_PAGES_RELEASED_MAX ? 0 : CUDA_CLOSE_PACE_NS;
+        cuda_pages_release(&device.pages, register_page(page));
+    }
+    munmap(page, PAGE);
+    assert_int_equal(driver.pages, before + CUDA_PAGES_RELEASED_MAX);
+    assert_int_equal(device.segments.closed_ns, driver.now_ns); /* others wait for their turn too */
+    cuda_pages_fini(&device.pages);
+    assert_int_equal(driver.pages, before);
+    cuda_pages_init(&device.pages, &device);
+}
+
 static void test_cuda_pages_each_call_failing_in_turn(void **state)
 {
     (void)state;
@@ -313,6 +331,7 @@ int main(void)
         WORDS_TEST(test_cuda_words_lost_write_loses_the_stream),
         WORDS_TEST(test_cuda_words_silent_fence_asks_the_driver),
         WORDS_TEST(test_cuda_pages_outlive_the_callers_mapping),
+        WORDS_TEST(test_cuda_pages_released_are_bounded),
         WORDS_TEST(test_cuda_pages_each_call_failing_in_turn),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

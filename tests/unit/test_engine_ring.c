@@ -389,6 +389,65 @@ static void test_engine_ring_stuck_means_calls_without_rounds(void **state)
     assert_int_equal(wait_for(2), MLACAT_OK);
 }
 
+/* The launch that does not return may be that of the first call. */
+static void test_engine_ring_stuck_in_the_first_round(void **state)
+{
+    (void)state;
+    paper.held = 1;
+    send_calls(1, 1, 0);
+    TURN_UNTIL(engine_ring_calls(&engine) == 1);
+    engine_stuck(&engine);
+    assert_true(engine_stuck(&engine));
+    paper.held = 0;
+    paper.permits = 1;
+    assert_int_equal(wait_for(1), MLACAT_OK);
+}
+
+/* What a client that is gone has left in its ring, or still writes into it, keeps nobody awake. */
+static void test_engine_ring_dropped_is_no_news(void **state)
+{
+    (void)state;
+    send_calls(1, 1, 0);
+    TURN_UNTIL(paper.launched == 1);
+    stream_drop_ring(stream);
+    send_calls(2, 1, 0);
+    uint64_t rounds = atomic_load(&engine.workers[0].heartbeat);
+    TURN_UNTIL(atomic_load(&engine.workers[0].heartbeat) > rounds + 2);
+    uint32_t before = naps;
+    TURN_UNTIL(naps > before + 2);
+    paper.permits = 2;
+}
+
+static void test_engine_ring_dropped_calls_are_counted(void **state)
+{
+    (void)state;
+    send_calls(1, 3, MLACAT_RING_SUBMIT_READY);
+    TURN_UNTIL(mlacat_ring_taken(daemon_page) == 3);
+    stream_drop_ring(stream);
+    stream_close(stream);
+    TURN_UNTIL(gone == 1);
+    stream = NULL;
+    assert_int_equal(counters_outcome(&engine.workers[0].counters, MLACAT_ABORTED), 3);
+}
+
+/* To look for a call may take long: one request a round. */
+static void test_engine_ring_cancels_one_a_round(void **state)
+{
+    (void)state;
+    send_calls(1, 20, MLACAT_RING_SUBMIT_READY);
+    TURN_UNTIL(mlacat_ring_taken(daemon_page) == 20);
+    for (uint64_t id = 1; id <= 20; id++) {
+        write_entry(100 + id, MLACAT_RING_SUBMIT_CANCEL)->ready = id;
+    }
+    uint64_t rounds = atomic_load(&engine.workers[0].heartbeat);
+    submit();
+    for (uint64_t id = 1; id <= 20; id++) {
+        assert_int_equal(wait_for(id), MLACAT_CANCELLED);
+        assert_int_equal(wait_for(100 + id), MLACAT_OK);
+    }
+    assert_true(atomic_load(&engine.workers[0].heartbeat) - rounds >= 19);
+}
+
 static void test_engine_ring_drains(void **state)
 {
     (void)state;
@@ -401,6 +460,28 @@ static void test_engine_ring_drains(void **state)
     assert_int_equal(wait_for(1), MLACAT_OK);
     TURN_UNTIL(engine_ring_calls(&engine) == 0);
     send_calls(2, 1, 0);
+    assert_int_equal(wait_for(2), MLACAT_UNAVAILABLE);
+}
+
+/* The loop waits for them in its sleep: each end of the last call in flight is news to it. */
+static void test_engine_ring_drained_is_news(void **state)
+{
+    (void)state;
+    send_calls(1, 1, 0);
+    TURN_UNTIL(paper.launched == 1);
+    engine_drain(&engine);
+    paper.permits = 1;
+    assert_int_equal(wait_for(1), MLACAT_OK);
+    TURN_UNTIL(engine_ring_calls(&engine) == 0);
+    send_calls(2, 1, MLACAT_RING_SUBMIT_DONE); /* refused, but has to tell so */
+    TURN_UNTIL(paper.signals == 1 && engine_ring_calls(&engine) == 1);
+    while (engine_take(&engine)) {
+    }
+    paper.permits = 1;
+    while (!engine_take(&engine)) {
+        sched_yield();
+    }
+    assert_int_equal(engine_ring_calls(&engine), 0);
     assert_int_equal(wait_for(2), MLACAT_UNAVAILABLE);
 }
 
@@ -473,7 +554,12 @@ int main(void)
         RING_TEST(test_engine_ring_broken_is_reported_once_and_read_no_more),
         RING_TEST(test_engine_ring_close_waits_for_calls_drop_does_not),
         RING_TEST(test_engine_ring_stuck_means_calls_without_rounds),
+        RING_TEST(test_engine_ring_stuck_in_the_first_round),
+        RING_TEST(test_engine_ring_dropped_is_no_news),
+        RING_TEST(test_engine_ring_dropped_calls_are_counted),
+        RING_TEST(test_engine_ring_cancels_one_a_round),
         RING_TEST(test_engine_ring_drains),
+        RING_TEST(test_engine_ring_drained_is_news),
         RING_TEST(test_engine_ring_stress),
     };
     alarm(120);
