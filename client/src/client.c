@@ -247,6 +247,7 @@ void mlacat_disconnect(struct mlacat_client *client)
         close_if_open(client->event_fd);
         close_if_open(client->server.pidfd);
         client->fd = client->poll_fd = client->event_fd = client->server.pidfd = -1;
+        stream_order_abandon(client);
         return;
     }
     pthread_mutex_lock(&client->lock);

@@ -25,11 +25,12 @@ static bool is_released(const struct order_watch *watch, bool release)
     bool all = true;
     for (uint32_t i = 0; i < watch->pages->rings; i++) {
         uint64_t *done = &ring_pages_client(watch->pages, i)->done;
-        if ((int64_t)(__atomic_load_n(done, __ATOMIC_ACQUIRE) - watch->awaited[i]) >= 0) {
+        uint64_t awaited = __atomic_load_n(&watch->awaited[i], __ATOMIC_ACQUIRE);
+        if ((int64_t)(__atomic_load_n(done, __ATOMIC_ACQUIRE) - awaited) >= 0) {
             continue;
         }
         if (release) {
-            __atomic_store_n(done, watch->awaited[i], __ATOMIC_RELEASE);
+            __atomic_store_n(done, awaited, __ATOMIC_RELEASE);
         } else {
             all = false;
         }
@@ -57,24 +58,31 @@ static void await_exit(const struct order_watch *watch)
     }
 }
 
+/* Without locks: a submit may hold its ring's while the driver, whose queue is full, waits for just this. */
+static void let_go(const struct order_watch *watch)
+{
+    await_exit(watch);
+    is_released(watch, true);
+}
+
 static void *run(void *user)
 {
     struct order_watch *watch = user;
     struct mlacat_client *client = watch->client;
     await_hangup(watch);
+    let_go(watch);
     pthread_mutex_lock(&client->lock);
     if (client->epoch == watch->epoch && client->fd >= 0) {
         transport_await_end(client);
     }
     pthread_mutex_unlock(&client->lock);
-    await_exit(watch);
-    is_released(watch, true);
+    let_go(watch); /* of what was submitted before the rings went down */
     return NULL;
 }
 
 /* ---------------------------------------------------------------------------------------------------- starting */
 
-static void watch_free(struct order_watch *watch)
+static void close_both(struct order_watch *watch)
 {
     if (watch->socket >= 0) {
         close(watch->socket);
@@ -82,6 +90,12 @@ static void watch_free(struct order_watch *watch)
     if (watch->pidfd >= 0) {
         close(watch->pidfd);
     }
+    watch->socket = watch->pidfd = -1;
+}
+
+static void watch_free(struct order_watch *watch)
+{
+    close_both(watch);
     ring_pages_put(watch->pages);
     free(watch->awaited);
     free(watch);
@@ -197,5 +211,14 @@ void stream_order_stop(struct mlacat_client *client)
         pthread_join(watch->thread, NULL);
         pthread_mutex_lock(&client->lock);
         watch_free(watch);
+    }
+}
+
+void stream_order_abandon(struct mlacat_client *client)
+{
+    struct order_watch *watch;
+    SLIST_FOREACH(watch, &client->watches, link)
+    {
+        close_both(watch);
     }
 }

@@ -111,6 +111,7 @@ static bool restore_buffer(struct restoration *to, struct mlacat_buffer *buffer,
     message *reply;
     struct error refused;
     buffer->at_daemon = false;
+    buffer->ref = (struct wire_ref){0}; /* the old one may be another buffer's at this daemon */
     if (has_been_freed(buffer)) {
         memory_watch_break(buffer);
         return true;

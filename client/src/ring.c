@@ -82,7 +82,8 @@ void ring_attach(struct mlacat_stream *stream, struct ring_pages *pages)
     ring->ready = 0;
     ring->words_address = 0;
     if (pages->watched != NULL) {
-        pages->watched->awaited[ring->index] = 0; /* what the ring's last user waited for has come */
+        /* What the ring's last user waited for has come. */
+        __atomic_store_n(&pages->watched->awaited[ring->index], 0, __ATOMIC_RELEASE);
     }
     pthread_mutex_unlock(&ring->lock);
 }
@@ -177,10 +178,10 @@ enum mlacat_status ring_enter(struct mlacat_stream *stream, struct error *err)
         if (ring->bound) {
             ring_collect(stream); /* nobody waits for stream-ordered calls, so that one that failed is seen here */
         }
-        enum mlacat_status status = check_stream(stream, err);
         if (!checked && ring->pages != NULL && must_check(ring, now)) {
             ring_check(stream, now);
         }
+        enum mlacat_status status = check_stream(stream, err); /* last: the check lets go of the lock */
         if (status == MLACAT_OK && ring->pages != NULL && !ring->draining) {
             return MLACAT_OK;
         }

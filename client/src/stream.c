@@ -258,12 +258,15 @@ void mlacat_stream_close(struct mlacat_stream *stream)
     pthread_mutex_lock(&client->lock);
     reconnect_settle(client);
     set_closing(stream);
-    if (client->fd >= 0 && stream->broken.code == MLACAT_OK) {
+    uint64_t epoch = client->epoch;
+    bool known = client->fd >= 0 && stream->broken.code == MLACAT_OK;
+    if (stream->ring != NULL) {
+        finish_ring(stream); /* first: from the close on the daemon may give the ring to another stream */
+    }
+    if (known && client->fd >= 0 && client->epoch == epoch) {
         close_at_daemon(client, stream->ref);
     }
-    if (stream->ring != NULL) {
-        finish_ring(stream);
-    } else {
+    if (stream->ring == NULL) {
         finish_messages(stream);
     }
     reconnect_settle(client);

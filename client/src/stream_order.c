@@ -162,7 +162,7 @@ static enum mlacat_status put(struct mlacat_stream *stream, const struct mlacat_
     entry.ready = ring->ready;
     ring_write(slot, &entry);
     uint64_t sequence = slot->sequence;
-    ring->pages->watched->awaited[ring->index] = sequence;
+    __atomic_store_n(&ring->pages->watched->awaited[ring->index], sequence, __ATOMIC_RELEASE);
     ring_publish(ring);
     result = order->cuda->cuStreamWaitValue64(order->cu_stream,
                                               ring->words_address + offsetof(struct mlacat_ring_client, done), sequence,
@@ -230,9 +230,8 @@ enum mlacat_status mlacat_stream_status(struct mlacat_stream *stream)
     }
     struct error err = {0};
     if (stream->ring != NULL) {
-        struct ring_look look = {.sequence = UINT64_MAX};
         pthread_mutex_lock(&stream->ring->lock);
-        ring_pause(stream, &look, TIMING_NO_WAIT);
+        ring_check(stream, timing_now()); /* the CUDA stream may have been let go on because the daemon has exited */
         ring_collect(stream);
         err = stream->failure;
         pthread_mutex_unlock(&stream->ring->lock);

@@ -26,7 +26,7 @@ struct order_watch {
     struct mlacat_client *client;
     struct ring_pages *pages;
     uint64_t epoch;
-    uint64_t *awaited; /* by ring: the sequence number that the last wait of a CUDA stream is for; with its lock */
+    uint64_t *awaited; /* by ring: the sequence number that the last wait of a CUDA stream is for; atomic */
     int socket;        /* duplicates, so that they stay open: of the connection's, */
     int pidfd;         /* and of the daemon's pidfd; -1: none */
     pthread_t thread;
@@ -42,5 +42,7 @@ enum mlacat_status order_watch_start(struct mlacat_stream *stream, const struct 
 void stream_order_settle(struct mlacat_stream *stream);
 /* Ends the threads; the connection has ended for good. With the client's lock, which it lets go of. */
 void stream_order_stop(struct mlacat_client *client);
+/* In a forked child: gives back the descriptors; without locks. Held on to, the connection would outlive the parent. */
+void stream_order_abandon(struct mlacat_client *client);
 
 #endif

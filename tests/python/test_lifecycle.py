@@ -111,6 +111,17 @@ def test_close_while_others_call(shared_daemon):
     assert is_right(arrays[0])
 
 
+def test_close_while_arrays_end(shared_daemon):
+    for _ in range(50):
+        client = mlacat.Client(shared_daemon.socket)
+        arrays = [client.empty((8,)) for _ in range(4)]
+        thread = threading.Thread(target=arrays.clear)
+        thread.start()
+        client.close()
+        thread.join()
+        assert client.closed and client._held()["segments"] == 0
+
+
 def test_forked_child_connects_anew(client):
     mine = trio(client)
     client.concat_mla_k(*mine)
@@ -130,6 +141,27 @@ def test_forked_child_connects_anew(client):
     mine[0].view(np.uint16)[...] = 0
     client.concat_mla_k(*mine)
     assert is_right(mine[0])
+
+
+def test_forked_child_connects_once_for_all_threads(client):
+    def child():
+        barrier = threading.Barrier(4)
+        arrays = []
+
+        def work():
+            barrier.wait()
+            arrays.append(trio(client))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for one in arrays:
+            client.concat_mla_k(*one)
+        return len(arrays) == 4 and all(is_right(one[0]) for one in arrays)
+
+    assert run_child(child) == 0
 
 
 def test_forked_child_of_the_default_client(shared_daemon, as_default):

@@ -28,6 +28,8 @@ struct stream {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct stream streams[STREAMS];
+static pthread_cond_t moved = PTHREAD_COND_INITIALIZER;
+static unsigned full; /* operations at which a write waits for room; 0: never */
 static struct client_driver_seen seen;
 static enum client_driver_call failing;
 static bool removed;
@@ -149,6 +151,9 @@ static int write_value(void *stream, unsigned long long address, uint64_t value,
 {
     int result = enter(CLIENT_DRIVER_WRITE);
     seen.writes += flags == 0;
+    while (full != 0 && stream_of(stream)->nr >= full) {
+        pthread_cond_wait(&moved, &lock);
+    }
     return leave(result != 0 ? result : add(stream, address, value, false));
 }
 
@@ -186,6 +191,7 @@ void client_driver_reset(void)
     seen = (struct client_driver_seen){0};
     failing = CLIENT_DRIVER_NONE;
     removed = false;
+    full = 0;
     pthread_mutex_unlock(&lock);
 }
 
@@ -205,6 +211,13 @@ void client_driver_capture(unsigned index, bool capturing)
 {
     pthread_mutex_lock(&lock);
     streams[index].capturing = capturing;
+    pthread_mutex_unlock(&lock);
+}
+
+void client_driver_full(unsigned operations)
+{
+    pthread_mutex_lock(&lock);
+    full = operations;
     pthread_mutex_unlock(&lock);
 }
 
@@ -237,6 +250,7 @@ unsigned client_driver_run(unsigned index)
     stream->nr -= done;
     memmove(stream->operation, stream->operation + done, stream->nr * sizeof(stream->operation[0]));
     unsigned left = stream->nr;
+    pthread_cond_broadcast(&moved);
     pthread_mutex_unlock(&lock);
     return left;
 }

@@ -37,6 +37,8 @@ void *client_driver_stream(unsigned index);
 /* From now on: the call fails; the stream is being captured; there is no driver. */
 void client_driver_fail(enum client_driver_call call);
 void client_driver_capture(unsigned index, bool capturing);
+/* As a driver whose queue is full: a write waits while its stream has so many operations. */
+void client_driver_full(unsigned operations);
 void client_driver_remove(void);
 struct client_driver_seen client_driver_seen(void);
 /* Does what a stream can do now; returns how many of its operations are left. */

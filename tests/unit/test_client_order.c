@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "client.h"
 #include "client_driver.h"
+#include "stream_order.h"
 #include "test_client_fake.h"
 #include "test_client_rings.h"
 #include "timing.h"
@@ -150,6 +154,36 @@ static void test_client_order_after_a_close(void **state)
     assert_int_equal(client_driver_seen().registers, 1);
 }
 
+static void *close_stream(void *user)
+{
+    mlacat_stream_close(user);
+    return NULL;
+}
+
+/* A write of the CUDA stream that is still to come must not hit the ring's next user. */
+static void test_client_order_keeps_its_ring_until_the_writes_are_over(void **state)
+{
+    struct fixture *f = *state;
+    struct mlacat_buffer *later;
+    pthread_t thread;
+    uint64_t id;
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, &id), MLACAT_OK);
+    assert_int_equal(mlacat_cancel(f->stream, id), MLACAT_OK);
+    assert_int_equal(await_failure(f), MLACAT_CANCELLED);
+    assert_int_equal(pthread_create(&thread, NULL, close_stream, f->stream), 0);
+    for (bool closing = false; !closing; sched_yield()) {
+        pthread_mutex_lock(&f->client->lock);
+        closing = f->stream->closing;
+        pthread_mutex_unlock(&f->client->lock);
+    }
+    /* Its answer would come after that to a close. */
+    assert_int_equal(mlacat_buffer_alloc(f->client, "host", 4096, &later), MLACAT_OK);
+    assert_int_equal(fake_seen(f->fake).closes, 0);
+    await_gpu();
+    pthread_join(thread, NULL);
+    assert_int_equal(fake_seen(f->fake).closes, 1);
+}
+
 static void test_client_order_is_bound_to_one_stream(void **state)
 {
     struct fixture *f = *state;
@@ -269,11 +303,6 @@ static void test_client_order_daemon_goes(void **state)
     }
     rings_await_calls(f->rings, 3);
     fake_die(f->fake, NULL);
-    for (bool ended = false; !ended; sched_yield()) {
-        pthread_mutex_lock(&f->client->lock);
-        ended = f->client->fd < 0;
-        pthread_mutex_unlock(&f->client->lock);
-    }
     assert_true(client_driver_run(0) > 0);
     int64_t exited_ns = timing_now();
     fake_exit(f->fake);
@@ -287,6 +316,64 @@ static void test_client_order_daemon_goes(void **state)
     assert_int_equal(mlacat_submit_on_stream(unbound, &f->call, f->cuda, NULL), MLACAT_OK);
     await_gpu();
     assert_int_equal(client_driver_seen().registers, 2);
+}
+
+struct submission {
+    struct fixture *f;
+    bool over;
+};
+
+static void *submit_one(void *user)
+{
+    struct submission *submission = user;
+    struct fixture *f = submission->f;
+    mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL);
+    __atomic_store_n(&submission->over, true, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+/* The driver waits for the GPU, which waits for the daemon, while a submit holds the ring. */
+static void test_client_order_daemon_goes_while_the_driver_is_full(void **state)
+{
+    struct fixture *f = *state;
+    struct submission submission = {.f = f};
+    pthread_t thread;
+    rings_set(f->rings, (struct rings_mode){.hold = true});
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    assert_int_equal(client_driver_run(0), 1);
+    client_driver_full(1);
+    assert_int_equal(pthread_create(&thread, NULL, submit_one, &submission), 0);
+    while (client_driver_seen().writes < 2) {
+        sched_yield();
+    }
+    fake_die(f->fake, NULL);
+    fake_exit(f->fake);
+    while (!__atomic_load_n(&submission.over, __ATOMIC_ACQUIRE)) {
+        client_driver_run(0);
+        sched_yield();
+    }
+    pthread_join(thread, NULL);
+    await_gpu();
+    assert_int_equal(mlacat_stream_status(f->stream), MLACAT_UNAVAILABLE);
+}
+
+/* Else the daemon would serve a parent that is gone for as long as the child lives. */
+static void test_client_order_forked_child_keeps_no_connection(void **state)
+{
+    struct fixture *f = *state;
+    int status;
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    const struct order_watch *watch = SLIST_FIRST(&f->client->watches);
+    int kept[2] = {watch->socket, watch->pidfd};
+    pid_t child = fork();
+    if (child == 0) {
+        mlacat_disconnect(f->client);
+        _exit(fcntl(kept[0], F_GETFD) < 0 && fcntl(kept[1], F_GETFD) < 0 ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    await_gpu();
+    assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
 }
 
 /* The daemon lives on: what it had launched for us has some time to finish, then the GPU is let go on. */
@@ -309,6 +396,7 @@ int main(void)
         TEST(test_client_order_slots_come_back),
         TEST(test_client_order_does_not_wait_for_the_caller),
         TEST(test_client_order_after_a_close),
+        TEST(test_client_order_keeps_its_ring_until_the_writes_are_over),
         TEST(test_client_order_is_bound_to_one_stream),
         TEST(test_client_order_refuses_before_anything_is_done),
         TEST(test_client_order_failed_call_is_seen_by_the_next),
@@ -316,6 +404,8 @@ int main(void)
         TEST(test_client_order_driver_that_fails),
         TEST(test_client_order_cancel_lets_go),
         TEST(test_client_order_daemon_goes),
+        TEST(test_client_order_daemon_goes_while_the_driver_is_full),
+        TEST(test_client_order_forked_child_keeps_no_connection),
         TEST(test_client_order_disconnect_lets_go),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

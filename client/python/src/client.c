@@ -42,6 +42,13 @@ static int connect_client(struct client *self)
     if (status != MLACAT_OK) {
         return raise_failure(&failure);
     }
+    if (self->connection != NULL) {
+        /* Another thread of a forked child has connected meanwhile. */
+        thread = PyEval_SaveThread();
+        mlacat_disconnect(connection);
+        PyEval_RestoreThread(thread);
+        return 0;
+    }
     self->connection = connection;
     self->forks = forks;
     find_host(self);

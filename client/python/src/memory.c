@@ -15,8 +15,9 @@ static void dealloc(PyObject *object)
     PyTypeObject *type = Py_TYPE(object);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     if (self->segment != NULL) {
+        self->client->busy++; /* the connection must not end while the buffer is released without the GIL */
         segments_remove(&self->client->segments, self->segment);
-        client_settle(self->client);
+        client_leave(self->client);
     }
     Py_XDECREF((PyObject *)self->client);
     release(object);
