@@ -28,6 +28,7 @@ struct bench_row {
     double value, reference_value; /* medians */
     double ratio;                  /* 0: of the medians */
     double p50, p90, p99, p999;    /* of the value: p90 = nine of ten samples were at least as good; 0: not known */
+    double reference_p90, reference_p99, reference_p999;
     size_t samples;
     const char *note;              /* why there is no value */
     char chosen[BENCH_TEXT_BYTES]; /* `reference` where it had to be chosen */
@@ -71,7 +72,11 @@ bool bench_rivals(const struct bench *bench, struct bench_row *row, bench_side v
 bool bench_pairs(const struct bench *bench, struct bench_row *row, bench_side value, bench_side reference,
                  void *context);
 
-/* Connected, with a device and a stream; false: printed why. */
+/* Make a remark of what the ratio of the medians does not say: of the reference's p99, and of the difference. */
+void bench_remark_p99(struct bench_row *row);
+void bench_remark_difference(struct bench_row *row);
+
+/* Connected, with a device and a stream of messages; false: printed why. */
 bool bench_need_service(struct bench *bench);
 bool bench_need_echo(struct bench *bench);
 void bench_close(struct bench *bench);
@@ -103,6 +108,10 @@ bool bench_memory_register(struct bench *bench, struct bench_row *row);
 /* The rows of a GPU; the first one finds its shape by the row's name. */
 bool bench_cuda_rate(struct bench *bench, struct bench_row *row);
 bool bench_cuda_latency(struct bench *bench, struct bench_row *row);
+bool bench_cuda_small(struct bench *bench, struct bench_row *row);
+bool bench_order_single(struct bench *bench, struct bench_row *row);
+bool bench_order_chained(struct bench *bench, struct bench_row *row);
+bool bench_order_work(struct bench *bench, struct bench_row *row);
 bool bench_cuda_register(struct bench *bench, struct bench_row *row);
 bool bench_cuda_import(struct bench *bench, struct bench_row *row);
 /* The same as the daemon timed them. */

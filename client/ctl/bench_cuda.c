@@ -65,6 +65,7 @@ struct set {
 
 struct rate {
     struct bench *bench;
+    struct mlacat_stream *stream; /* with a ring, if the service has them */
     struct gpu *gpu;
     struct shape shape;
     struct shape_layout layout;
@@ -221,7 +222,7 @@ static void add_rate(const struct rate *rate, struct samples *samples, uint64_t 
 static bool service_side(void *context, struct samples *samples)
 {
     struct rate *rate = context;
-    struct mlacat_stream *stream = rate->bench->stream;
+    struct mlacat_stream *stream = rate->stream;
     enum mlacat_status status = mlacat_run(stream, &rate->sets[rate->sets_nr - 1].call, NULL);
     uint64_t begin = measure_now_ns();
     uint64_t ids[CALLS];
@@ -283,6 +284,16 @@ static bool check_sets(const struct rate *rate, const char *name)
     return true;
 }
 
+static bool open_stream(struct rate *rate)
+{
+    struct area_device *device = &rate->bench->device;
+    enum mlacat_status status = area_stream_open(device, MLACAT_TRANSPORT_AUTO, &rate->stream);
+
+    if (status != MLACAT_OK)
+        ctl_fail_for("cannot open a stream", status, area_message(device));
+    return status == MLACAT_OK;
+}
+
 static bool make_sets(struct rate *rate, struct bench_row *row)
 {
     void *host;
@@ -328,8 +339,9 @@ bool bench_cuda_rate(struct bench *bench, struct bench_row *row)
         rate->shape.dim0 /= QUICK_DIVISOR;
         row->pairs = PAIRS_QUICK;
     }
-    good =
-        make_sets(rate, row) && bench_pairs(bench, row, service_side, copy_side, rate) && check_sets(rate, row->name);
+    good = open_stream(rate) && make_sets(rate, row) && bench_pairs(bench, row, service_side, copy_side, rate) &&
+           check_sets(rate, row->name);
+    mlacat_stream_close(rate->stream);
     free_sets(rate);
     free(rate);
     return good;

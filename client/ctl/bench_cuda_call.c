@@ -4,17 +4,13 @@
 #include <stdio.h>
 
 #include "bench.h"
-#include "concat_mla_launch.h"
-#include "concat_mla_text.h"
-#include "gpu_kernel.h"
+#include "in_process.h"
 #include "random.h"
 #include "reference.h"
 
 #define BURST 64
 /* Of the area, for each operand with its guards. */
 #define OPERAND_BYTES 16384u
-/* The call is one launch whatever the memory's speed is. */
-#define ANY_BYTES_PER_MS (1ull << 30)
 
 struct latency {
     struct bench *bench;
@@ -22,7 +18,7 @@ struct latency {
     struct shape_layout layout;
     struct mlacat_call call;
     struct concat_mla_launch launch;
-    struct gpu_kernel kernel;
+    struct in_process process;
 };
 
 static const struct shape shape = {
@@ -37,13 +33,7 @@ static bool run_in_service(struct latency *latency)
 
 static bool run_in_process(struct latency *latency)
 {
-    struct concat_mla_launch *launch = &latency->launch;
-    void *parameters[] = {&launch->args, &launch->range};
-
-    if (gpu_kernel_run(&latency->kernel, launch->grid, launch->block, parameters))
-        return true;
-    fprintf(stderr, "mlacatctl: %s\n", latency->bench->device.gpu.error);
-    return false;
+    return in_process_run(&latency->process, &latency->launch);
 }
 
 /* The first one does not count: without MPS the GPU changes over from the other process to ours. */
@@ -100,24 +90,10 @@ static bool run_checked(struct latency *latency, const char *name, bool (*once)(
     return false;
 }
 
-static bool open_kernel(struct latency *latency, uint8_t *const data[SHAPE_OPERANDS])
-{
-    struct concat_mla_args args = bench_kernel_args(&shape, &latency->layout, data);
-    struct concat_mla_plan plan;
-    char name[CONCAT_MLA_NAME_BYTES];
-
-    concat_mla_plan_init(&plan, &args, ANY_BYTES_PER_MS);
-    concat_mla_plan_next(&plan, &latency->launch);
-    concat_mla_kernel_name(latency->launch.range.vector_bytes, name);
-    if (gpu_kernel_open(&latency->kernel, &latency->bench->device.gpu, concat_mla_text_ptx, name))
-        return true;
-    fprintf(stderr, "mlacatctl: %s\n", latency->bench->device.gpu.error);
-    return false;
-}
-
 static bool open_latency(struct latency *latency)
 {
     struct area_device *device = &latency->bench->device;
+    struct concat_mla_args args;
     uint8_t *data[SHAPE_OPERANDS];
     enum mlacat_status status = area_new(device, SHAPE_OPERANDS * (size_t)OPERAND_BYTES, &latency->area);
 
@@ -135,7 +111,9 @@ static bool open_latency(struct latency *latency)
         latency->call.operand[i].offset_bytes += at;
         data[i] = (uint8_t *)(uintptr_t)latency->area.address + at;
     }
-    return open_kernel(latency, data);
+    args = bench_kernel_args(&shape, &latency->layout, data);
+    in_process_plan(&args, &latency->launch);
+    return in_process_open(&latency->process, &device->gpu, &latency->launch);
 }
 
 bool bench_cuda_latency(struct bench *bench, struct bench_row *row)
@@ -143,14 +121,14 @@ bool bench_cuda_latency(struct bench *bench, struct bench_row *row)
     struct latency latency = {.bench = bench};
     bool good;
 
-    if (concat_mla_text_ptx[0] == '\0') {
-        row->note = "this mlacatctl has no kernel of its own: it was built without nvcc";
+    row->note = in_process_missing();
+    if (row->note)
         return true;
-    }
     good = open_latency(&latency) && run_checked(&latency, row->name, run_in_service) &&
            run_checked(&latency, row->name, run_in_process) &&
            bench_pairs(bench, row, service_side, process_side, &latency);
-    gpu_kernel_close(&latency.kernel);
+    bench_remark_p99(row);
+    in_process_close(&latency.process);
     area_free(&bench->device, &latency.area);
     return good;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The shared-memory ring with calls too small to count, beside the same calls as messages: two streams of one
- * connection, in turns.
+ * connection, in turns. On a GPU one call in flight stands beside the same kernel launched in this process instead.
  */
 #include <errno.h>
 #include <math.h>
@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "in_process.h"
 
 #define LATENCY_BURST 256
 #define SUBMIT_BURST 64
@@ -30,9 +31,9 @@ struct histogram {
     uint64_t samples;
 };
 
-/* One of the two ways. */
+/* One of the ways. */
 struct side {
-    struct mlacat_stream *stream;
+    struct mlacat_stream *stream; /* NULL: in this process */
     struct histogram histogram;
 };
 
@@ -40,6 +41,9 @@ struct ring_bench {
     struct bench *bench;
     struct side ring;
     struct side message;
+    struct side own; /* on a GPU */
+    struct in_process process;
+    struct concat_mla_launch launch;
     struct area area;
     struct mlacat_call calls[BATCH];
     uint64_t ids[BATCHES_IN_FLIGHT * BATCH];
@@ -53,6 +57,7 @@ static bool failed(const char *what, enum mlacat_status status)
 
 static void close_ring(struct ring_bench *ring)
 {
+    in_process_close(&ring->process);
     mlacat_stream_close(ring->ring.stream);
     mlacat_stream_close(ring->message.stream);
     area_free(&ring->bench->device, &ring->area);
@@ -108,15 +113,28 @@ static void histogram_add(struct histogram *histogram, double us)
     histogram->samples++;
 }
 
+static bool run_once(struct ring_bench *ring, const struct side *side)
+{
+    enum mlacat_status status;
+
+    if (!side->stream)
+        return in_process_run(&ring->process, &ring->launch);
+    status = mlacat_run(side->stream, &ring->calls[0], NULL);
+    return status == MLACAT_OK || failed("call", status);
+}
+
+/* The first one does not count: it wakes the worker, and without MPS the GPU changes over to its process. */
 static bool latency(struct ring_bench *ring, struct side *side, struct samples *samples)
 {
+    if (!run_once(ring, side))
+        return false;
     for (int i = 0; i < LATENCY_BURST; i++) {
         uint64_t begin = measure_now_ns();
-        enum mlacat_status status = mlacat_run(side->stream, &ring->calls[0], NULL);
+        bool good = run_once(ring, side);
         double us = (double)(measure_now_ns() - begin) / 1e3;
 
-        if (status != MLACAT_OK)
-            return failed("call", status);
+        if (!good)
+            return false;
         samples_add(samples, us);
         histogram_add(&side->histogram, us);
     }
@@ -137,6 +155,29 @@ static bool message_latency(void *context, struct samples *samples)
     return latency(ring, &ring->message, samples);
 }
 
+static bool own_latency(void *context, struct samples *samples)
+{
+    struct ring_bench *ring = context;
+
+    return latency(ring, &ring->own, samples);
+}
+
+/* The kernel of calls[0], on the same memory. */
+static bool open_own(struct ring_bench *ring)
+{
+    uint8_t *memory = (uint8_t *)(uintptr_t)ring->area.address;
+    const struct concat_mla_args args = {.out = memory,
+                                         .a = memory + TENSOR_BYTES,
+                                         .b = memory + 2 * (size_t)TENSOR_BYTES,
+                                         .dim0 = 1,
+                                         .dim1 = 1,
+                                         .a_bytes = 16,
+                                         .b_bytes = 16};
+
+    in_process_plan(&args, &ring->launch);
+    return in_process_open(&ring->process, &ring->bench->device.gpu, &ring->launch);
+}
+
 /* [longest time in us, calls]; empty buckets are left out. */
 static json_t *histogram_json(const char *name, const struct histogram *histogram)
 {
@@ -152,8 +193,10 @@ static json_t *histogram_json(const char *name, const struct histogram *histogra
 
 static bool write_histograms(const struct ring_bench *ring, const char *path)
 {
-    json_t *json = json_pack("[o, o]", histogram_json("ring.latency", &ring->ring.histogram),
-                             histogram_json("message.latency", &ring->message.histogram));
+    json_t *json =
+        json_pack("[o, o]", histogram_json("ring.latency", &ring->ring.histogram),
+                  ring->own.histogram.samples > 0 ? histogram_json("in process", &ring->own.histogram)
+                                                  : histogram_json("message.latency", &ring->message.histogram));
     bool good = json != NULL && json_dump_file(json, path, JSON_COMPACT) == 0;
 
     if (!good)
@@ -166,9 +209,16 @@ bool bench_ring_latency(struct bench *bench, struct bench_row *row)
 {
     const char *path = bench->options->histogram;
     struct ring_bench ring;
-    bool good =
-        open_ring(&ring, bench, row) && (row->note || bench_pairs(bench, row, ring_latency, message_latency, &ring));
+    bool good = open_ring(&ring, bench, row);
+    bool own = good && !row->note && bench->device.on_gpu && !in_process_missing();
 
+    if (own)
+        row->reference = "launch, event, query in process";
+    if (good && !row->note)
+        good = (!own || open_own(&ring)) &&
+               bench_pairs(bench, row, ring_latency, own ? own_latency : message_latency, &ring);
+    if (good && own)
+        bench_remark_p99(row);
     if (good && !row->note && path)
         good = write_histograms(&ring, path);
     close_ring(&ring);

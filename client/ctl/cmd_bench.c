@@ -14,6 +14,7 @@
 #define QUICK_NS 50000000u
 
 #define COPY "device copy of the same bytes"
+#define THREE_KERNELS "the three kernels in process"
 #define KNOWN_OPEN "cuIpcOpenMemHandle, close; known"
 
 /* On which device of the service a row means something. */
@@ -49,6 +50,10 @@ static const struct entry entries[] = {
     {"cuda.memory.register", "us", KNOWN_OPEN, false, ON_GPU, bench_cuda_register},
     {"cuda.memory.register.daemon", "us", KNOWN_OPEN, false, ON_GPU, bench_cuda_register_daemon},
     {"cuda.message.latency", "us", "launch, event, query in process", false, ON_GPU, bench_cuda_latency},
+    {"cuda.small4096", "us/call", "launches in process", false, ON_GPU, bench_cuda_small},
+    {"order.single", "us/call", THREE_KERNELS, false, ON_GPU, bench_order_single},
+    {"order.chained32", "us/call", THREE_KERNELS, false, ON_GPU, bench_order_chained},
+    {"order.chained32.work2ms", "us/call", THREE_KERNELS, false, ON_GPU, bench_order_work},
     {"cuda.k.2048", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
     {"cuda.k.8192", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
     {"cuda.k.32768", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
@@ -121,6 +126,9 @@ static void fill_row(struct bench_row *row, struct figures *figures, const struc
     row->p90 = samples_quantile(&figures->value, more ? 0.10 : 0.90);
     row->p99 = samples_quantile(&figures->value, more ? 0.01 : 0.99);
     row->p999 = samples_quantile(&figures->value, more ? 0.001 : 0.999);
+    row->reference_p90 = samples_quantile(&figures->reference[best], more ? 0.10 : 0.90);
+    row->reference_p99 = samples_quantile(&figures->reference[best], more ? 0.01 : 0.99);
+    row->reference_p999 = samples_quantile(&figures->reference[best], more ? 0.001 : 0.999);
 }
 
 static bool run_reference(const struct bench_reference *reference, struct samples *samples, struct samples *spent_ns)
@@ -194,6 +202,19 @@ bool bench_pairs(const struct bench *bench, struct bench_row *row, bench_side va
                         1);
 }
 
+void bench_remark_p99(struct bench_row *row)
+{
+    if (row->reference_p99 > 0)
+        snprintf(row->remark, sizeof(row->remark), "p99 of the reference %.2f %s, ratio of both %.3f",
+                 row->reference_p99, row->unit, row->p99 / row->reference_p99);
+}
+
+void bench_remark_difference(struct bench_row *row)
+{
+    if (row->samples > 0)
+        snprintf(row->remark, sizeof(row->remark), "%+.2f %s", row->value - row->reference_value, row->unit);
+}
+
 bool bench_need_service(struct bench *bench)
 {
     enum mlacat_status status;
@@ -256,18 +277,26 @@ static double ratio(const struct bench_row *row)
     return row->reference_value > 0 ? row->value / row->reference_value : 0;
 }
 
+static json_t *known(double figure)
+{
+    return figure > 0 ? json_real(figure) : json_null();
+}
+
 static json_t *row_json(const struct bench_row *row)
 {
     json_t *json;
 
     if (row->note)
-        return json_pack("{s:s, s:n, s:s, s:s, s:n, s:n, s:n, s:n, s:n, s:n, s:i, s:s}", "name", row->name, "value",
-                         "unit", row->unit, "reference", row->reference, "reference_value", "ratio", "p50", "p90",
-                         "p99", "p999", "samples", 0, "note", row->note);
-    json = json_pack("{s:s, s:f, s:s, s:s, s:f, s:f, s:f, s:o, s:f, s:f, s:I}", "name", row->name, "value", row->value,
-                     "unit", row->unit, "reference", row->reference, "reference_value", row->reference_value, "ratio",
-                     ratio(row), "p50", row->p50, "p90", row->p90 > 0 ? json_real(row->p90) : json_null(), "p99",
-                     row->p99, "p999", row->p999, "samples", (json_int_t)row->samples);
+        return json_pack("{s:s, s:n, s:s, s:s, s:n, s:n, s:n, s:n, s:n, s:n, s:n, s:n, s:n, s:i, s:s}", "name",
+                         row->name, "value", "unit", row->unit, "reference", row->reference, "reference_value", "ratio",
+                         "p50", "p90", "p99", "p999", "reference_p90", "reference_p99", "reference_p999", "samples", 0,
+                         "note", row->note);
+    json =
+        json_pack("{s:s, s:f, s:s, s:s, s:f, s:f, s:f, s:o, s:f, s:f, s:o, s:o, s:o, s:I}", "name", row->name, "value",
+                  row->value, "unit", row->unit, "reference", row->reference, "reference_value", row->reference_value,
+                  "ratio", ratio(row), "p50", row->p50, "p90", known(row->p90), "p99", row->p99, "p999", row->p999,
+                  "reference_p90", known(row->reference_p90), "reference_p99", known(row->reference_p99),
+                  "reference_p999", known(row->reference_p999), "samples", (json_int_t)row->samples);
     if (row->remark[0] != '\0')
         json_object_set_new(json, "note", json_string(row->remark));
     return json;

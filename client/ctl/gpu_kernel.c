@@ -31,17 +31,23 @@ void gpu_kernel_close(struct gpu_kernel *kernel)
     *kernel = (struct gpu_kernel){0};
 }
 
-bool gpu_kernel_run(struct gpu_kernel *kernel, unsigned grid, unsigned block, void **parameters)
+bool gpu_kernel_launch(const struct gpu_kernel *kernel, unsigned grid, unsigned block, void **parameters)
 {
     struct gpu *gpu = kernel->gpu;
-    const struct gpu_api *api = gpu->api;
-    int result = api->cuLaunchKernel(kernel->function, grid, 1, 1, block, 1, 1, 0, gpu->stream, parameters, NULL);
+    int result = gpu->api->cuLaunchKernel(kernel->function, grid, 1, 1, block, 1, 1, 0, gpu->stream, parameters, NULL);
 
-    if (!gpu_check(gpu, result, "cuLaunchKernel", "a launch in process") ||
-        !gpu_check(gpu, api->cuEventRecord(kernel->event, gpu->stream), "cuEventRecord", "a launch in process"))
+    return gpu_check(gpu, result, "cuLaunchKernel", "a launch in process");
+}
+
+bool gpu_kernel_wait(const struct gpu_kernel *kernel)
+{
+    struct gpu *gpu = kernel->gpu;
+    int result = gpu->api->cuEventRecord(kernel->event, gpu->stream);
+
+    if (!gpu_check(gpu, result, "cuEventRecord", "launches in process"))
         return false;
     do {
-        result = api->cuEventQuery(kernel->event);
+        result = gpu->api->cuEventQuery(kernel->event);
     } while (result == GPU_RESULT_NOT_READY);
-    return gpu_check(gpu, result, "cuEventQuery", "a launch in process");
+    return gpu_check(gpu, result, "cuEventQuery", "launches in process");
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One of the service's kernels, launched in this process.
+ * A kernel, launched in this process.
  *
  * Owns:     the module and an event.
  * Thread:   that of the GPU.
@@ -26,7 +26,9 @@ bool gpu_kernel_open(struct gpu_kernel *kernel, struct gpu *gpu, const char *ima
 /* A zeroed one is fine. */
 void gpu_kernel_close(struct gpu_kernel *kernel);
 
-/* Launches, records the event, and asks for it until it is there. */
-bool gpu_kernel_run(struct gpu_kernel *kernel, unsigned grid, unsigned block, void **parameters);
+/* Enqueued on the GPU's stream. */
+bool gpu_kernel_launch(const struct gpu_kernel *kernel, unsigned grid, unsigned block, void **parameters);
+/* Records the event behind all that is enqueued, and asks for it until it is there. */
+bool gpu_kernel_wait(const struct gpu_kernel *kernel);
 
 #endif

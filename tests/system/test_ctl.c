@@ -244,7 +244,8 @@ static void test_ctl_json_of_bench(void **state)
     for (size_t i = 0; i < 4; i++) {
         const json_t *row = json_array_get(rows, i);
         expect_keys(json_array_get(rows, i),
-                    "name value unit reference reference_value ratio p50 p90 p99 p999 samples");
+                    "name value unit reference reference_value ratio p50 p90 p99 p999 reference_p90 reference_p99 "
+                    "reference_p999 samples");
         expect_text(json_string_value(json_object_get(row, "reference")), "CPU");
         REQUIRE(json_real_value(json_object_get(row, "ratio")) > 0, "%.400s", out);
     }

@@ -11,6 +11,8 @@
 #include "exporter.h"
 #include "fake_cuda.h"
 #include "gpu.h"
+#include "gpu_kernel.h"
+#include "measure.h"
 
 #define UUID "GPU-fafafafa-fafa-fafa-fafa-fafafafafa"
 #define BYTES 10000
@@ -109,6 +111,48 @@ static void test_ctl_gpu_memory_fails_by_name(void **state)
     gpu_close(&gpu);
 }
 
+/* Nobody waits at the launch; the wait ends with what was launched. */
+static void test_ctl_gpu_kernel_is_waited_for(void **state)
+{
+    struct gpu_kernel kernel;
+    uint64_t ns = 3000000;
+    void *parameters[] = {&ns};
+    (void)state;
+    fake_cuda_behave("");
+    assert_true(gpu_open(&gpu, UUID "00"));
+    assert_false(gpu_kernel_open(&kernel, &gpu, ".version", "no_such_kernel"));
+    assert_error("cuModuleGetFunction");
+    assert_true(gpu_kernel_open(&kernel, &gpu, ".version", "mlacat_spin"));
+    uint64_t begin = measure_now_ns();
+    assert_true(gpu_kernel_launch(&kernel, 1, 32, parameters));
+    assert_int_equal(fake_cuda_live().pending, 1);
+    assert_true(gpu_kernel_wait(&kernel));
+    assert_true(measure_now_ns() - begin >= ns);
+    gpu_kernel_close(&kernel);
+    gpu_close(&gpu);
+    assert_int_equal(fake_cuda_live().modules, 0);
+    assert_int_equal(fake_cuda_live().events, 0);
+}
+
+static void test_ctl_gpu_kernel_fails_by_name(void **state)
+{
+    struct gpu_kernel kernel;
+    uint64_t ns = 0;
+    void *parameters[] = {&ns};
+    (void)state;
+    fake_cuda_behave("fail=cuLaunchKernel:1:999;fail=cuEventRecord:1:999;fail=cuEventQuery:1:999");
+    assert_true(gpu_open(&gpu, UUID "00"));
+    assert_true(gpu_kernel_open(&kernel, &gpu, ".version", "mlacat_spin"));
+    assert_false(gpu_kernel_launch(&kernel, 1, 32, parameters));
+    assert_error("cuLaunchKernel");
+    assert_false(gpu_kernel_wait(&kernel));
+    assert_error("cuEventRecord");
+    assert_false(gpu_kernel_wait(&kernel));
+    assert_error("cuEventQuery");
+    gpu_kernel_close(&kernel);
+    gpu_close(&gpu);
+}
+
 static void test_ctl_exporter_gives_memory_of_another_process(void **state)
 {
     struct exporter exporter;
@@ -139,6 +183,8 @@ int main(void)
         cmocka_unit_test(test_ctl_gpu_memory_goes_there_and_back),
         cmocka_unit_test(test_ctl_gpu_open_fails_at_each_call),
         cmocka_unit_test(test_ctl_gpu_memory_fails_by_name),
+        cmocka_unit_test(test_ctl_gpu_kernel_is_waited_for),
+        cmocka_unit_test(test_ctl_gpu_kernel_fails_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -355,11 +355,15 @@ int fake_cuModuleUnload(struct cuda_module *module)
     return fake_leave(CUDA_RESULT_OK);
 }
 
-/* concat_mla_V or concat_mla_many */
+/* concat_mla_V, concat_mla_many or mlacat_spin */
 static bool parse_name(const char *name, struct cuda_function *function)
 {
     static const char prefix[] = "concat_mla_";
     char *end;
+    function->spins = strcmp(name, "mlacat_spin") == 0;
+    if (function->spins) {
+        return true;
+    }
     if (strncmp(name, prefix, sizeof(prefix) - 1) != 0) {
         return false;
     }

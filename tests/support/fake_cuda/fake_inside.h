@@ -117,6 +117,7 @@ struct fake_op {
     } kind;
     uint64_t due_ns;
     struct cuda_function *function;
+    uint64_t spin_ns;
     struct concat_mla_many_args many; /* the first one is all that a kernel for one call has */
     unsigned grid;
     unsigned block;
@@ -145,6 +146,7 @@ struct cuda_stream {
 struct cuda_function {
     struct cuda_function *next;
     unsigned vector_bytes; /* 0: concat_mla_many */
+    bool spins;            /* mlacat_spin: a client's kernel that does nothing, for as many ns as it is told */
     bool launched;
 };
 

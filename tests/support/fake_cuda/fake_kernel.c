@@ -38,6 +38,10 @@ static uint64_t units_of_block(unsigned vector, uint64_t threads)
 
 void fake_take_parameters(struct fake_op *op, void **parameters)
 {
+    if (op->function->spins) {
+        memcpy(&op->spin_ns, parameters[0], sizeof(op->spin_ns));
+        return;
+    }
     if (op->function->vector_bytes == 0) {
         memcpy(&op->many, parameters[0], sizeof(op->many));
         return;
@@ -89,6 +93,9 @@ void fake_check_launch(const struct fake_op *op)
     unsigned vector = op->function->vector_bytes;
     uint64_t threads = vector == 0 ? CONCAT_MLA_MANY_THREADS : is_flat(vector) ? FLAT_THREADS : WINDOW_THREADS;
     uint64_t bytes = 0;
+    if (op->function->spins) {
+        return;
+    }
     if (op->block > threads) {
         fake_break("a kernel for vectors of %u bytes was launched with blocks of %u threads", vector, op->block);
     }
@@ -138,6 +145,9 @@ static int run_row(const struct concat_mla_args *args, const struct concat_mla_r
 int fake_run_kernel(const struct fake_op *op)
 {
     int result = CUDA_RESULT_OK;
+    if (op->function->spins) {
+        return CUDA_RESULT_OK;
+    }
     for (unsigned call = CONCAT_MLA_MANY_CALLS; call-- > 0;) {
         const struct concat_mla_args *args = &op->many.args[call];
         const struct concat_mla_range *range = &op->many.range[call];

@@ -150,7 +150,7 @@ static uint64_t launch_ns(void)
 {
     uint64_t ns = (uint64_t)fake.behaviour.delay_us * 1000;
     uint64_t *x = &fake.behaviour.uneven;
-    if (*x == 0) {
+    if (*x == 0 || ns == 0) {
         return ns;
     }
     *x = *x * 6364136223846793005u + 1442695040888963407u;
@@ -166,10 +166,10 @@ static int add(struct cuda_stream *stream, const struct fake_op *op)
     }
     *made = *op;
     made->next = NULL;
-    if (op->kind == OP_KERNEL && fake.behaviour.delay_us > 0) {
+    if (op->kind == OP_KERNEL && (fake.behaviour.delay_us > 0 || op->spin_ns > 0)) {
         uint64_t now_ns = fake_now_ns();
         uint64_t start_ns = stream->busy_until_ns > now_ns ? stream->busy_until_ns : now_ns;
-        made->due_ns = stream->busy_until_ns = start_ns + launch_ns();
+        made->due_ns = stream->busy_until_ns = start_ns + launch_ns() + op->spin_ns;
     }
     *stream->last = made;
     stream->last = &made->next;
