@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "events.h"
 
-#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -50,14 +49,7 @@ static struct {
 
 static void find(const char *name, int abi, void *slot)
 {
-    int (*ask)(const char *name, void **address, int abi, uint64_t flags, int *answer);
-    void *address = NULL;
-    int answer = 0;
-    void *symbol = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuGetProcAddress_v2");
-    REQUIRE(symbol != NULL);
-    memcpy(&ask, &symbol, sizeof(ask));
-    REQUIRE(ask(name, &address, abi, 0, &answer) == CUDA_RESULT_OK && address, "the driver has no %s", name);
-    memcpy(slot, &address, sizeof(address));
+    REQUIRE(share_find(name, abi, slot), "the driver has no %s", name);
 }
 
 static void open_driver(void)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# run.sh [--only WORDS] [--isolation SECONDS] [--bench]
+# run.sh [--only WORDS] [--isolation SECONDS] [--bench] [--python]
 #
 # Tests the kernels and the service on this machine's GPU, everything but the kernels themselves without and with a
 # private MPS daemon, in less than 5 minutes: what is not about time runs side by side. A table at the end says how each
@@ -10,6 +10,7 @@
 #   --only WORDS           only the steps whose name contains them: "isolation", "MPS system", "plain faults two_gpus"
 #   --isolation SECONDS    how long the well-behaved clients are measured beside the bad ones (default 12; the figures
 #                          in docs/ are of 300)
+#   --python               the Python package beside torch too
 #   --bench                measures as well: kernels and calls against the driver's copy, starts, torch where it is
 #
 # Needs the driver, NVRTC and what deploy/install-deps.sh installs, or a folder of pack.sh in MLACAT_GPU_BUILD. Prints
@@ -19,10 +20,12 @@ set -u
 
 only=''
 bench=false
+python=false
 isolation=12
 while [ $# -gt 0 ]; do
     case $1 in
     --bench) bench=true ;;
+    --python) python=true ;;
     --only | --isolation)
         [ $# -gt 1 ] || {
             echo "run.sh: $1 needs a value" >&2
@@ -32,7 +35,7 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     *)
-        echo "usage: run.sh [--only WORDS] [--isolation SECONDS] [--bench]" >&2
+        echo "usage: run.sh [--only WORDS] [--isolation SECONDS] [--bench] [--python]" >&2
         exit 2
         ;;
     esac
@@ -133,7 +136,7 @@ tell() { # show | quiet, name
     elif [ "$1" = show ]; then
         grep -v '^time=' "$log" | sed 's/^/   /'
     else
-        grep -E '^ *(left out|SKIPPED)' "$log" | sed 's/^/   /'
+        grep -E '^ *(left out|SKIPPED)|^[0-9]+ (passed|failed)' "$log" | sed 's/^/   /'
     fi
 }
 
@@ -164,7 +167,7 @@ finish() {
 }
 
 # What the service does, in the mode that the machine is in. Under MPS processes share about a hundred connections to
-# the GPU, of which a daemon takes 32: those that run beside each other take 4.
+# the GPU, of which a daemon takes 32: those that run beside each other take 4, and run in two groups.
 service() {
     [ -n "${MLACAT_FAKE_CUDA:-}" ] || step show "service speed" 60 gpu_service speed
     for part in calls ops order; do
@@ -172,13 +175,25 @@ service() {
     done
     start "service" 120 env MLACAT_TEST_CONNECTIONS=4 \
         gpu_service ops chunks lies new_memory give_back library watch events death
-    for suite in calls client_death drain limits buffers restart; do
+    for suite in calls client_death drain limits buffers; do
         start "system $suite" 120 env MLACAT_TEST_DEVICE=cuda MLACAT_TEST_CONNECTIONS=4 "system_$suite"
     done
     start "mlacatctl" 120 env MLACAT_TEST_CONNECTIONS=4 ctl_cuda
     finish
+    for suite in library restart ring ring_death ring_hostile ring_waits; do
+        start "system $suite" 120 env MLACAT_TEST_DEVICE=cuda MLACAT_TEST_CONNECTIONS=4 "system_$suite"
+    done
+    for suite in library restart; do
+        start "system $suite, messages" 120 env MLACAT_TEST_DEVICE=cuda MLACAT_TEST_CONNECTIONS=4 \
+            MLACAT_TRANSPORT=message "system_$suite"
+    done
+    finish
     # Alone: it looks at calls while a long one runs, which on a machine that is busy ends before it looks.
     step quiet "system order" 120 env MLACAT_TEST_DEVICE=cuda system_order
+    step show "stream order" 90 gpu_order
+    if $python; then
+        step quiet "python" 240 sh tests/python/gpu/run.sh "$programs"
+    fi
     for case in neighbour daemon_killed give_back out_of_memory two_gpus; do
         step show "faults $case" 60 gpu_faults $case
     done
@@ -207,6 +222,9 @@ measure() {
     serve show "bench calls" 200 mlacatctl bench
     serve show "doctor" 60 mlacatctl doctor
     if python3 -c 'import torch' 2>/dev/null; then
+        if $python; then
+            step show "bench python" 120 sh tests/python/gpu/run.sh "$programs" --bench
+        fi
         step show "bench torch" 300 python3 -B tests/bench/compare_torch.py --library "$programs/lib/libmlacat.so.0" \
             --daemon "$programs/mlacatd" --out "$out"
     else
@@ -240,6 +258,7 @@ if [ -n "$mps" ] && start_mps; then
 else
     echo "left out: nvidia-cuda-mps-control is not installed, or does not start: nothing was run under MPS"
 fi
+$python || echo "left out: the Python package (--python)"
 echo "left out: what is about memfds in the contract and system suites; the contract of faults and of a poll's length"
 
 if [ ! -s "$work/table" ]; then

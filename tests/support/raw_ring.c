@@ -72,7 +72,7 @@ struct outcome raw_ring_open(struct raw_rings *rings, struct raw_ring *ring)
 {
     Mlacat__V1__OpenStream message = MLACAT__V1__OPEN_STREAM__INIT;
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
-    message.device_uuid = (char *)(uintptr_t) "host";
+    message.device_uuid = (char *)(uintptr_t)raw_device();
     message.ring = 1;
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_OPEN_STREAM;
     envelope.open_stream = &message;

@@ -54,7 +54,7 @@ static void enter(void)
     MUST(cuda->cuCtxSetCurrent(context));
 }
 
-static bool find_calls(char *reason, size_t reason_size)
+bool share_find(const char *name, int abi, void *slot)
 {
     int (*find)(const char *name, void **address, int abi, uint64_t flags, int *answer);
     void *library = dlopen("libcuda.so.1", RTLD_NOW);
@@ -62,15 +62,21 @@ static bool find_calls(char *reason, size_t reason_size)
     void *symbol = dlsym(library, "cuGetProcAddress_v2");
     REQUIRE(symbol != NULL);
     memcpy(&find, &symbol, sizeof(find));
+    int answer = 0;
+    void *address = NULL;
+    bool found = find(name, &address, abi, 0, &answer) == CUDA_RESULT_OK && address;
+    memcpy(slot, &address, sizeof(address));
+    return found;
+}
+
+static bool find_calls(char *reason, size_t reason_size)
+{
     for (size_t i = 0; i < sizeof(entries) / sizeof(entries[0]); i++) {
-        int answer = 0;
-        void *address = NULL;
-        bool found = find(entries[i].name, &address, entries[i].abi, 0, &answer) == CUDA_RESULT_OK && address;
+        bool found = share_find(entries[i].name, entries[i].abi, entries[i].slot);
         if (!found && strncmp(entries[i].name, "cuMemcpy", strlen("cuMemcpy")) != 0) {
             snprintf(reason, reason_size, "the driver has no %s", entries[i].name);
             return false;
         }
-        memcpy(entries[i].slot, &address, sizeof(address));
     }
     return true;
 }

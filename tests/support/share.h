@@ -35,6 +35,8 @@ bool share_open(char uuid[SHARE_UUID_BYTES], char *reason, size_t reason_size);
 bool share_open_nth(int ordinal, char uuid[SHARE_UUID_BYTES], char *reason, size_t reason_size);
 /* Visible devices; 0 without a driver. */
 int share_devices(void);
+/* An entry point of the driver that a test calls itself: into a pointer to a function. False, and NULL: it has none. */
+bool share_find(const char *name, int abi, void *slot);
 
 /* cuMemAlloc with its IPC handle and BUFFER_ID; false: the driver has no such memory. */
 bool share_try_alloc(struct share *share, size_t size);

@@ -51,7 +51,7 @@ static void test_library_batch_wait_and_cancel(void **state)
     uint64_t ids[CALLS];
     size_t submitted = 0;
     struct trial slow;
-    struct mlacat_buffer *slow_buffer = NULL;
+    struct mlacat_buffer *slow_buffer;
     struct mlacat_result result = {.size = sizeof(result)};
     library_open(&library, *state, &small_shape);
     for (int i = 0; i < CALLS; i++) {
@@ -65,7 +65,7 @@ static void test_library_batch_wait_and_cancel(void **state)
     }
     assert_true(trial_right(&library.trial));
     slow_make(&slow);
-    MUST(mlacat_buffer_register_fd(library.client, NULL, slow.fd, slow.bytes, &slow_buffer));
+    slow_buffer = library_register(library.client, &slow);
     struct mlacat_call call = library_call(&slow, slow_buffer);
     MUST(mlacat_submit(library.stream, &call, &ids[0]));
     MUST(mlacat_submit(library.stream, &call, &ids[1]));
@@ -126,6 +126,17 @@ struct worker {
     bool right;
 };
 
+/* As library_register, without its check. */
+static bool try_register(struct library *library)
+{
+    const struct trial *trial = &library->trial;
+    const struct share *share = gpu_memory_find(trial->fd);
+    void *address = share ? (void *)(uintptr_t)share->address : NULL;
+    return (share ? mlacat_buffer_register_ptr(library->client, address, trial->bytes, &library->buffer)
+                  : mlacat_buffer_register_fd(library->client, NULL, trial->fd, trial->bytes, &library->buffer)) ==
+           MLACAT_OK;
+}
+
 /* A stream and buffers of its own on the client of all; no checks here, they belong to the main thread. */
 static void *run_worker(void *arg)
 {
@@ -135,8 +146,7 @@ static void *run_worker(void *arg)
     trial_make(&library.trial, &shape);
     bool right = mlacat_stream_open(library.client, NULL, &library.stream) == MLACAT_OK;
     for (uint32_t i = 0; right && i < 50; i++) {
-        right = mlacat_buffer_register_fd(library.client, NULL, library.trial.fd, library.trial.bytes,
-                                          &library.buffer) == MLACAT_OK;
+        right = try_register(&library);
         trial_refill(&library.trial, i);
         struct mlacat_call call = library_call(&library.trial, library.buffer);
         right = right && mlacat_run(library.stream, &call, NULL) == MLACAT_OK && trial_right(&library.trial);
@@ -163,7 +173,7 @@ static void test_library_threads_share_a_client(void **state)
         assert_true(workers[i].right);
     }
     mlacat_disconnect(client);
-    WAIT_UNTIL(proc_maps(server->pid, "memfd:") == 0);
+    WAIT_UNTIL(memfds_mapped(server->pid, 0));
 }
 
 /* -------------------------------------------------------------------------------------------------------- operation */
@@ -180,12 +190,12 @@ static void test_library_tells_of_the_service(void **state)
     assert_int_equal(library_run(&library, 1), MLACAT_OK);
     MUST(mlacat_server_info(library.client, &info));
     assert_int_equal(info.pid, server->pid);
-    assert_int_equal(info.devices, 1);
+    assert_true(info.devices >= 1);
     assert_int_equal(info.reconnects, 0);
     MUST(mlacat_device_info(library.client, 0, &device));
-    assert_string_equal(device.uuid, "host");
+    assert_string_equal(device.uuid, raw_device());
     assert_int_equal(device.available, 1);
-    assert_int_equal(mlacat_device_info(library.client, 1, &device), MLACAT_OUT_OF_RANGE);
+    assert_int_equal(mlacat_device_info(library.client, info.devices, &device), MLACAT_OUT_OF_RANGE);
     MUST(mlacat_stats(library.client, &stats));
     assert_int_equal(stats->clients, 1);
     assert_int_equal(stats->streams, 1);
@@ -218,10 +228,17 @@ static void test_library_says_who_is_not_there(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        WITH_SERVER(test_library_allocates_and_runs),   WITH_SERVER(test_library_batch_wait_and_cancel),
-        WITH_SERVER(test_library_callbacks_come_once),  WITH_SERVER(test_library_threads_share_a_client),
-        WITH_SERVER(test_library_tells_of_the_service), cmocka_unit_test(test_library_says_who_is_not_there),
+    const struct CMUnitTest memfd_tests[] = {
+        WITH_SERVER(test_library_allocates_and_runs),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest tests[] = {
+        WITH_SERVER(test_library_batch_wait_and_cancel),      WITH_SERVER(test_library_callbacks_come_once),
+        WITH_SERVER(test_library_threads_share_a_client),     WITH_SERVER(test_library_tells_of_the_service),
+        cmocka_unit_test(test_library_says_who_is_not_there),
+    };
+    if (gpu_memory_used()) {
+        gpu_memory_own(); /* libmlacat exports from a pointer of this process */
+        return cmocka_run_group_tests(tests, NULL, NULL);
+    }
+    return cmocka_run_group_tests(memfd_tests, NULL, NULL) + cmocka_run_group_tests(tests, NULL, NULL);
 }

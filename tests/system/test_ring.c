@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "gpu_memory.h"
 #include "mlacat_ring.h"
 #include "require.h"
 #include "ring_bench.h"
@@ -69,6 +70,7 @@ static void test_ring_runs_batches_in_order_past_its_end(void **state)
     struct ref buffer = raw_must_register(&bench.raw, fd, BYTES);
     uint8_t *memory = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     memcpy(memory, "sixteen byte row", ROW);
+    gpu_memory_upload(fd);
     for (uint64_t id = 0, ended = 0; ended < ROWS;) {
         while (id < ROWS && id - ended < bench.ring.calls) {
             struct call call = row_call(id, buffer, (id + 1) * ROW, id * ROW, ROW / 2, id * ROW + ROW / 2, ROW / 2);
@@ -81,6 +83,7 @@ static void test_ring_runs_batches_in_order_past_its_end(void **state)
             assert_int_equal(raw_ring_wait(&bench.ring, ended++).code, STATUS_OK);
         } while (raw_ring_has(&bench.ring));
     }
+    gpu_memory_download(fd);
     assert_memory_equal(memory + ROWS * ROW, "sixteen byte row", ROW);
     assert_int_equal(raw_ring_fence(&bench.ring), ROWS);
     munmap(memory, BYTES);
