@@ -324,7 +324,7 @@ static void print_row(struct table *table, const struct bench_row *row)
                            text[3],   text[4], text[5],        text[6], row->remark};
 
     if (row->note) {
-        const char *none[] = {row->name, "-", row->reference, "-", "-", "-", "-", "-", row->note};
+        const char *none[] = {row->name, "-", row->reference, "-", "-", "-", "-", "-", "", row->note};
 
         table_row(table, none);
     } else {

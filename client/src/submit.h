@@ -17,9 +17,5 @@ enum mlacat_status submit_check(const struct mlacat_stream *stream, const struct
  * submit_check. FAILED_PRECONDITION: the driver cannot tell. With no lock held. */
 enum mlacat_status submit_check_memory(const struct mlacat_stream *stream, const struct mlacat_call *call,
                                        struct error *err);
-/* Asks the driver whether the call's GPU memory still is what was registered; what was freed is refused by submit_check
- * from now on. FAILED_PRECONDITION: the driver cannot tell. */
-enum mlacat_status submit_check_memory(const struct mlacat_stream *stream, const struct mlacat_call *call,
-                                       struct error *err);
 
 #endif
