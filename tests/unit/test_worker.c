@@ -252,6 +252,7 @@ static void start_gated(struct call *call)
     while (counts.questions == 0) {
         sched_yield();
     }
+    wait_for_rounds(); /* it notes when it last did something before the time goes on */
 }
 
 static void test_worker_asks_for_an_event_ever_more_rarely(void **state)
@@ -259,7 +260,7 @@ static void test_worker_asks_for_an_event_ever_more_rarely(void **state)
     (void)state;
     start_gated(&calls[0]);
     assert_true(questions_after(0) >= LOOKS - 1);
-    assert_in_range(questions_after(80000), 1, 2); /* a round may have read the clock before */
+    assert_true(questions_after(80000) >= 1); /* and those of rounds before the time goes on */
     assert_int_equal(questions_after(80000 / 8 - 1), 0);
     assert_int_equal(questions_after(1), 1);
     assert_int_equal(questions_after(100 * (uint64_t)WORKER_ASK_MOST_NS), 1);
