@@ -196,7 +196,14 @@ void share_free(struct share *share)
 void share_write(const struct share *share, size_t at, const void *from, size_t size)
 {
     if (!owner.cuMemcpyHtoD) { /* the driver of tests without a GPU: its memory is ours */
-        memcpy((void *)(uintptr_t)(share->address + at), from, size);
+        uint64_t word;
+        void *to = (void *)(uintptr_t)(share->address + at);
+        if (size == sizeof(word)) { /* its streams may wait for it */
+            memcpy(&word, from, size);
+            __atomic_store_n((uint64_t *)to, word, __ATOMIC_RELEASE);
+        } else {
+            memcpy(to, from, size);
+        }
         return;
     }
     enter();
