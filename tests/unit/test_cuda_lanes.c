@@ -9,69 +9,29 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "cuda_driver.h"
 #include "cuda_flights.h"
-#include "cuda_memory.h"
-#include "cuda_stream.h"
+#include "cuda_scene.h"
 
-#define MIB ((uint64_t)1 << 20)
 #define ALL UINT32_MAX
-#define PAGE 4096
 #define SMALL 4                           /* rows of a call */
 #define LARGE (2 * MIB / 384)             /* a quarter of what the GPU does in a millisecond */
 #define LONG (20 * MIB / 192)             /* several launches */
 #define IN_AT (512 * MIB)                 /* where inputs are */
 #define OUT_BYTES ((uint64_t)SMALL * 192) /* of a small call */
 
-static struct device device;
-static struct device_memory *memory;
-static unsigned char *mapping; /* page 0 has the fence, page 1 `done` */
-static struct device_words words;
-static struct device_stream *stream;
-static struct error err;
 static struct device_completion done[256];
-
-static struct device_pages *register_page(unsigned char *page)
-{
-    struct device_pages *pages;
-    assert_int_equal(cuda_pages_register(&device.pages, page, PAGE, &pages, &err), MLACAT_OK);
-    return pages;
-}
 
 static int setup(void **state)
 {
     (void)state;
-    struct memory_request request;
-    struct memory_info info;
-    driver_reset();
-    driver_device_init(&device);
-    memset(&request, 0, sizeof(request));
-    struct cuda_ipc_handle handle = driver_allocate(1, 1024 * MIB);
-    request.kind = MEMORY_CUDA_IPC;
-    request.size_bytes = request.allocation_bytes = request.limit_bytes = 1024 * MIB;
-    memcpy(request.handle, handle.bytes, sizeof(request.handle));
-    assert_int_equal(cuda_memory_import(&device, &request, &memory, &info, &err), MLACAT_OK);
-    mapping = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    assert_ptr_not_equal(mapping, MAP_FAILED);
-    words = (struct device_words){.fence = (uint64_t *)(void *)(mapping + 384),
-                                  .fence_pages = register_page(mapping),
-                                  .done = (uint64_t *)(void *)(mapping + PAGE + 512),
-                                  .done_pages = register_page(mapping + PAGE)};
-    assert_int_equal(cuda_stream_open(&device, &words, &stream, &err), MLACAT_OK);
-    driver.total = 0;
+    scene_open(true);
     return 0;
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    cuda_stream_close(stream);
-    cuda_pages_release(&device.pages, words.fence_pages);
-    cuda_pages_release(&device.pages, words.done_pages);
-    munmap(mapping, 2 * PAGE);
-    assert_int_equal(atomic_load(&memory->segment->pins), 0);
-    cuda_memory_release(&device, memory);
-    driver_device_fini(&device);
+    scene_close();
     return 0;
 }
 

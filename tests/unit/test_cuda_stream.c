@@ -6,46 +6,25 @@
 
 #include <cmocka.h>
 
-#include "cuda_driver.h"
 #include "cuda_flights.h"
-#include "cuda_memory.h"
-#include "cuda_stream.h"
+#include "cuda_scene.h"
 
-#define MIB ((uint64_t)1 << 20)
 #define ALL 1000000
 #define OTHERS_NR (CUDA_FENCES_PER_SLAB / CUDA_LANES)
 
-static struct device device;
-static struct error err;
-static struct device_stream *stream;
-static struct device_memory *memory;
 static struct device_completion done[256];
 
 static int setup(void **state)
 {
     (void)state;
-    struct memory_request request;
-    struct memory_info info;
-    driver_reset();
-    driver_device_init(&device);
-    memset(&request, 0, sizeof(request));
-    struct cuda_ipc_handle handle = driver_allocate(1, 1024 * MIB);
-    request.kind = MEMORY_CUDA_IPC;
-    request.size_bytes = request.allocation_bytes = request.limit_bytes = 1024 * MIB;
-    memcpy(request.handle, handle.bytes, sizeof(request.handle));
-    assert_int_equal(cuda_memory_import(&device, &request, &memory, &info, &err), MLACAT_OK);
-    assert_int_equal(cuda_stream_open(&device, NULL, &stream, &err), MLACAT_OK);
-    driver.total = 0;
+    scene_open(false);
     return 0;
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    cuda_stream_close(stream);
-    assert_int_equal(atomic_load(&memory->segment->pins), 0);
-    cuda_memory_release(&device, memory);
-    driver_device_fini(&device);
+    scene_close();
     return 0;
 }
 
