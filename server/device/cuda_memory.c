@@ -288,7 +288,7 @@ enum mlacat_status cuda_memory_import(struct device *device, struct memory_reque
     }
     for (uint32_t i = 0; i < request->chunks_nr && i < MEMORY_CHUNKS_MAX; i++) {
         if (request->fds[i] >= 0) {
-            closer_close(request->fds[i]);
+            closer_close(request->fds[i], request->user);
             request->fds[i] = -1;
         }
     }

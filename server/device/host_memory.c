@@ -147,7 +147,7 @@ enum mlacat_status host_memory_import(struct memory_request *request, struct dev
     /* A mapping holds its file by itself. */
     for (uint32_t i = 0; i < request->chunks_nr && i < MEMORY_CHUNKS_MAX; i++) {
         if (request->fds[i] >= 0) {
-            closer_close(request->fds[i]);
+            closer_close(request->fds[i], request->user);
             request->fds[i] = -1;
         }
     }

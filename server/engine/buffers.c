@@ -13,7 +13,7 @@ static void close_fds(struct memory_request *request)
 {
     for (uint32_t i = 0; i < request->chunks_nr; i++) {
         if (request->fds[i] >= 0) {
-            closer_close(request->fds[i]);
+            closer_close(request->fds[i], request->user);
             request->fds[i] = -1;
         }
     }

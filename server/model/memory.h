@@ -29,6 +29,7 @@ struct memory_request {
     uint64_t offset_bytes;     /* CUDA: of the buffer in the allocation; host: 0 */
     uint64_t allocation_bytes; /* CUDA IPC, else 0 */
     uint64_t buffer_id;        /* CUDA IPC, else 0 */
+    uint32_t user;             /* set by the session: who passed the descriptors */
     uint64_t limit_bytes;      /* set by the session: what the client may still map; a larger import is refused */
     uint8_t handle[MEMORY_HANDLE_BYTES]; /* CUDA IPC */
     /* From wire.h: indices into the packet's descriptors; the session puts the descriptors in their place. */

@@ -81,11 +81,11 @@ static void close_fds(const int *fds, uint32_t fds_nr)
 }
 
 /* What came with a packet and nobody took (-1: taken). */
-static void close_received(const int *fds, uint32_t fds_nr)
+static void close_received(const int *fds, uint32_t fds_nr, uint32_t user)
 {
     for (uint32_t i = 0; i < fds_nr; i++) {
         if (fds[i] >= 0) {
-            closer_close(fds[i]);
+            closer_close(fds[i], user);
         }
     }
 }
@@ -360,19 +360,20 @@ static void deliver(struct conn *conn, struct mmsghdr *received, const uint8_t *
     packet.bytes = bytes;
     packet.size = received->msg_len;
     if (conn->state != CONN_OPEN) {
-        close_received(fds, fds_nr);
+        close_received(fds, fds_nr, conn->user);
     } else if ((header->msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 || fds_nr > CONN_PACKET_FDS) {
-        close_received(fds, fds_nr);
+        close_received(fds, fds_nr, conn->user);
         explain_cut(&why, header, packet.size, fds_nr);
         end_now(conn, &why);
     } else if (packet.size == 0) {
-        close_received(fds, fds_nr); /* the end of the stream has none; an empty packet looks the same else */
+        /* The end of the stream has no descriptors; an empty packet looks the same else. */
+        close_received(fds, fds_nr, conn->user);
         end_now(conn, &peer_gone);
     } else {
         packet.fds_nr = fds_nr;
         memcpy(packet.fds, fds, fds_nr * sizeof(int));
         conn->handlers->on_packet(conn->owner, &packet);
-        close_received(packet.fds, packet.fds_nr);
+        close_received(packet.fds, packet.fds_nr, conn->user);
     }
 }
 
@@ -435,18 +436,19 @@ static void on_poll(uv_poll_t *poll, int status, int events)
 
 /* ---- open and close ---- */
 
-enum mlacat_status conn_open(struct conn *conn, uv_loop_t *loop, struct conn_reader *reader, int fd,
+enum mlacat_status conn_open(struct conn *conn, uv_loop_t *loop, struct conn_reader *reader, int fd, uint32_t user,
                              const struct conn_handlers *handlers, void *owner, struct error *err)
 {
     memset(conn, 0, sizeof(*conn));
     conn->fd = fd;
+    conn->user = user;
     conn->reader = reader;
     conn->handlers = handlers;
     conn->owner = owner;
     list_init(&conn->queue);
     int result = uv_poll_init(loop, &conn->poll, fd);
     if (result != 0) {
-        closer_hang_up(fd);
+        closer_hang_up(fd, user);
         return error_set(err, MLACAT_INTERNAL, "descriptor %d of a new client cannot be polled: %s", fd,
                          uv_strerror(result));
     }
@@ -481,6 +483,6 @@ void conn_close(struct conn *conn)
     drop_queue(conn);
     uv_close((uv_handle_t *)&conn->poll, on_handle_closed);
     uv_close((uv_handle_t *)&conn->end_timer, on_handle_closed);
-    closer_hang_up(conn->fd);
+    closer_hang_up(conn->fd, conn->user);
     conn->fd = -1;
 }

@@ -69,7 +69,8 @@ struct conn {
     uint32_t uv_handles;  /* open: poll and end_timer */
     enum conn_state state;
     int fd;
-    int events; /* that the poll handle is armed for */
+    uint32_t user; /* at the other end: whose descriptors come */
+    int events;    /* that the poll handle is armed for */
     struct conn_reader *reader;
     const struct conn_handlers *handlers;
     void *owner;
@@ -83,7 +84,7 @@ struct conn {
 
 /* Takes `fd` (non-blocking SOCK_SEQPACKET) in every outcome and starts reading. INTERNAL: the loop refused it; then the
  * conn is not open: no conn_close, no on_closed. */
-enum mlacat_status conn_open(struct conn *conn, uv_loop_t *loop, struct conn_reader *reader, int fd,
+enum mlacat_status conn_open(struct conn *conn, uv_loop_t *loop, struct conn_reader *reader, int fd, uint32_t user,
                              const struct conn_handlers *handlers, void *owner, struct error *err);
 
 /* Sends one packet of 1..CONN_PACKET_BYTES bytes, or keeps a copy until the socket takes it, in order. `fds` stay the

@@ -253,7 +253,7 @@ static void greet(struct listener *listener, int fd)
     struct error err;
     if (peer_read(fd, &peer, &err) != MLACAT_OK) {
         log_warning("client_refused", "reason=%s", log_text(err.message));
-        closer_hang_up(fd);
+        closer_hang_up(fd, PEER_OVERFLOW_ID);
         return;
     }
     listener->on_client(listener->owner, fd, &peer);

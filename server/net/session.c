@@ -221,6 +221,27 @@ static void end_out_of_place(struct session *session, enum wire_kind kind)
     session_end(session, &err);
 }
 
+/* A close can block for as long as who made the descriptor likes: more and more of them would leave none for others. */
+static bool has_too_many_to_close(const struct session *session, const struct conn_packet *packet, struct error *err)
+{
+    uint32_t waiting_nr = closer_waiting(session->peer.uid);
+    uint32_t quick_nr = 0;
+    if (waiting_nr <= CLOSER_USER_FDS) {
+        return false;
+    }
+    while (quick_nr < packet->fds_nr && closer_is_quick(packet->fds[quick_nr])) {
+        quick_nr++;
+    }
+    if (quick_nr == packet->fds_nr) {
+        return false;
+    }
+    error_set_scoped(err, MLACAT_RESOURCE_EXHAUSTED, MLACAT_SCOPE_SESSION,
+                     "%u descriptors that clients of user %u passed wait to be closed, the limit is %u: pass no "
+                     "descriptors whose close blocks",
+                     waiting_nr, session->peer.uid, CLOSER_USER_FDS);
+    return true;
+}
+
 static void on_packet(void *owner, struct conn_packet *packet)
 {
     struct session *session = owner;
@@ -228,6 +249,10 @@ static void on_packet(void *owner, struct conn_packet *packet)
     struct error err = {0};
     service_awake(session->service);
     session->service->had_packets = true;
+    if (packet->fds_nr > 0 && has_too_many_to_close(session, packet, &err)) {
+        session_end(session, &err);
+        return;
+    }
     enum mlacat_status status =
         wire_decode(session->service->decoder, packet->bytes, packet->size, packet->fds_nr, &message, &err);
     if (status != MLACAT_OK && err.scope != MLACAT_SCOPE_CALL) {
@@ -304,7 +329,7 @@ void session_new(struct service *service, int fd, const struct peer *peer)
     struct session *session = calloc(1, sizeof(*session));
     if (!session) {
         log_error("client_refused", "pid=%d reason=\"no memory for a session\"", (int)peer->pid);
-        closer_hang_up(fd);
+        closer_hang_up(fd, peer->uid);
         return;
     }
     session->service = service;
@@ -323,7 +348,8 @@ void session_new(struct service *service, int fd, const struct peer *peer)
     uv_timer_init(service->loop, &session->timer);
     session->timer.data = session;
     session->uv_handles = 1;
-    if (conn_open(&session->conn, service->loop, service->reader, fd, &conn_handlers, session, &err) != MLACAT_OK) {
+    if (conn_open(&session->conn, service->loop, service->reader, fd, peer->uid, &conn_handlers, session, &err) !=
+        MLACAT_OK) {
         log_error("client_refused", "pid=%d reason=%s", (int)peer->pid, log_text(err.message));
         set_state(session, SESSION_CLOSED);
         uv_close((uv_handle_t *)&session->timer, on_timer_closed);

@@ -113,6 +113,7 @@ static enum mlacat_status import(struct session *session, struct engine *engine,
                                  struct conn_packet *packet, struct buffer **buffer, struct error *err)
 {
     take_fds(memory, packet);
+    memory->user = session->peer.uid;
     memory->limit_bytes = room_bytes(session);
     if (buffer_import(engine, session_lane(session, engine), memory, &buffer_handlers, session, buffer, err) !=
         MLACAT_OK) {

@@ -41,7 +41,7 @@ static void refuse(struct daemon *daemon, int fd, const struct peer *peer, const
     size_t size = wire_encode_answer(daemon->service.packet, 0, why);
     ssize_t sent = send(fd, daemon->service.packet, size, MSG_DONTWAIT | MSG_NOSIGNAL);
     (void)sent;
-    closer_hang_up(fd);
+    closer_hang_up(fd, peer->uid);
 }
 
 static void on_client(void *owner, int fd, const struct peer *peer)

@@ -165,6 +165,55 @@ static void test_hostile_descriptor_in_register_and_submit(void **state)
     raw_close(&neighbour);
 }
 
+/* The status code of what the daemon says to it: of the answer, or of the last words. */
+static uint32_t register_again(struct raw *raw, int fd)
+{
+    uint8_t packet[64];
+    REQUIRE(raw_send(raw, packet, pack_register(packet, 1000, true), &fd, 1) == 0);
+    Mlacat__V1__Envelope *reply = raw_receive(raw);
+    REQUIRE(reply && reply->body_case == MLACAT__V1__ENVELOPE__BODY_ANSWER);
+    uint32_t code = reply->answer->status->code;
+    REQUIRE(code != STATUS_RESOURCE_EXHAUSTED || strstr(reply->answer->status->message, "wait to be closed"));
+    raw_free(reply);
+    return code;
+}
+
+/* Behind one that blocks they pile up, and whoever goes on ends; not a client of the same user with memory. */
+static void test_hostile_descriptors_that_wait_are_bounded(void **state)
+{
+    struct server *server = *state;
+    struct lingering blocking;
+    struct raw raw;
+    struct raw neighbour;
+    uint8_t packet[64];
+    uint32_t taken_nr = 0;
+    int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    raw_open(&neighbour, server->socket);
+    uint32_t fds_nr = proc_fds(server->pid);
+    raw_open(&raw, server->socket);
+    send_blocking(server, &raw, packet, pack_register(packet, 1000, true), 1, &blocking);
+    raw_free(raw_receive(&raw));
+    uint32_t code = register_again(&raw, null_fd);
+    for (; code == STATUS_INVALID_ARGUMENT && taken_nr < 2000; taken_nr++) {
+        code = register_again(&raw, null_fd);
+    }
+    assert_int_equal(code, STATUS_RESOURCE_EXHAUSTED);
+    assert_in_range(taken_nr, 1000, 1024);
+    raw_expect_end(&raw);
+    raw_close(&raw);
+    assert_quick(&neighbour, "descriptors that wait");
+    raw_open(&raw, server->socket);
+    assert_int_equal(register_again(&raw, null_fd), STATUS_RESOURCE_EXHAUSTED); /* nor does a new session help */
+    raw_close(&raw);
+    lingering_release(&blocking);
+    WAIT_UNTIL(proc_fds(server->pid) == fds_nr);
+    raw_open(&raw, server->socket);
+    assert_int_equal(register_again(&raw, null_fd), STATUS_INVALID_ARGUMENT);
+    raw_close(&raw);
+    raw_close(&neighbour);
+    close(null_fd);
+}
+
 /* --------------------------------------------------------------------------------------------- out of turn */
 
 static void test_hostile_bad_request_before_hello_ends_the_session(void **state)
@@ -272,6 +321,7 @@ int main(void)
         WITH_SERVER(test_hostile_descriptor_before_hello),
         WITH_SERVER(test_hostile_descriptor_that_is_never_read),
         WITH_SERVER(test_hostile_descriptor_in_register_and_submit),
+        WITH_SERVER(test_hostile_descriptors_that_wait_are_bounded),
         WITH_SERVER(test_hostile_bad_request_before_hello_ends_the_session),
         cmocka_unit_test(test_hostile_log_reader_that_stalls),
         cmocka_unit_test(test_hostile_long_calls_do_not_hold_the_end),

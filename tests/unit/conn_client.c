@@ -126,7 +126,8 @@ void client_open(struct client *c)
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
     c->peer = pair[1];
     c->taken_fd = -1;
-    assert_int_equal(conn_open(&c->conn, &client_loop, client_reader, pair[0], &client_handlers, c, &err), MLACAT_OK);
+    assert_int_equal(conn_open(&c->conn, &client_loop, client_reader, pair[0], 0, &client_handlers, c, &err),
+                     MLACAT_OK);
 }
 
 /* One turn of the loop that does not wait. */

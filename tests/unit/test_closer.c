@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -20,6 +21,7 @@
 
 #define FLUSH_MS 5000 /* less than a lingering close takes by itself */
 #define QUICK_MS 500
+#define USER 7
 
 static uint64_t now_ms(void)
 {
@@ -55,8 +57,8 @@ static void test_closer_closes_a_small_memfd_at_once(void **state)
     struct lingering blocking = lingering_new();
     int fd = memfd_create("test", MFD_CLOEXEC);
     assert_int_equal(ftruncate(fd, (off_t)1 << 40), 0); /* large, but without pages */
-    closer_close(blocking.fd);
-    closer_close(fd);
+    closer_close(blocking.fd, USER);
+    closer_close(fd, USER);
     assert_false(is_open(fd)); /* though the thread is held */
     let_go(&blocking);
 }
@@ -68,8 +70,8 @@ static void test_closer_leaves_a_memfd_of_many_pages_to_the_thread(void **state)
     struct lingering blocking = lingering_new();
     int fd = memfd_create("test", MFD_CLOEXEC);
     assert_int_equal(fallocate(fd, 0, 0, 16 << 20), 0);
-    closer_close(blocking.fd);
-    closer_close(fd);
+    closer_close(blocking.fd, USER);
+    closer_close(fd, USER);
     assert_true(is_open(fd));
     let_go(&blocking);
     assert_false(is_open(fd));
@@ -85,7 +87,7 @@ static void test_closer_closes_anything_else_on_its_thread(void **state)
         assert_true(fds[i] >= 0);
     }
     for (int i = 0; i < FILES; i++) {
-        closer_close(fds[i]);
+        closer_close(fds[i], USER);
     }
     assert_true(closer_flush(FLUSH_MS));
     for (int i = 0; i < FILES; i++) {
@@ -99,14 +101,42 @@ static void test_closer_does_not_wait_for_a_close_that_blocks(void **state)
     struct lingering blocking = lingering_new();
     int behind = open("/dev/null", O_RDWR | O_CLOEXEC);
     uint64_t start_ms = now_ms();
-    closer_close(blocking.fd);
-    closer_close(behind);
+    closer_close(blocking.fd, USER);
+    closer_close(behind, USER);
     assert_in_range(now_ms() - start_ms, 0, QUICK_MS);
     assert_false(closer_flush(50));
     assert_in_range(now_ms() - start_ms, 50, 50 + QUICK_MS);
     assert_true(is_open(behind));
     let_go(&blocking);
     assert_false(is_open(behind));
+}
+
+static void test_closer_one_user_does_not_wait_for_another(void **state)
+{
+    (void)state;
+    struct lingering blocking = lingering_new();
+    int own[5];
+    closer_close(blocking.fd, USER);
+    for (int i = 0; i < 5; i++) {
+        own[i] = open("/dev/null", O_RDWR | O_CLOEXEC);
+        closer_close(own[i], USER);
+    }
+    uint64_t start_ms = now_ms();
+    for (uint32_t user = 100; user < 110; user++) {
+        int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+        closer_close(fd, user);
+        while (closer_waiting(user) > 0) {
+            assert_in_range(now_ms() - start_ms, 0, FLUSH_MS);
+            sched_yield();
+        }
+        assert_false(is_open(fd));
+    }
+    assert_int_equal(closer_waiting(USER), 6);
+    assert_int_equal(closer_waiting(USER + 1), 0);
+    assert_true(is_open(own[4]));
+    let_go(&blocking);
+    assert_int_equal(closer_waiting(USER), 0);
+    assert_false(is_open(own[4]));
 }
 
 static void test_closer_flush_of_nothing_returns_at_once(void **state)
@@ -131,7 +161,7 @@ static void test_closer_hang_up_lets_the_peer_read_the_last_packet(void **state)
         assert_int_equal(send(pair[1], "unread", 6, 0), 6);
     }
     assert_int_equal(send(pair[0], "last words", 10, 0), 10);
-    closer_hang_up(pair[0]);
+    closer_hang_up(pair[0], USER);
     assert_true(closer_flush(FLUSH_MS));
     assert_false(is_open(pair[0]));
     assert_int_equal(recv(pair[1], text, sizeof(text), MSG_DONTWAIT), 10);
@@ -147,8 +177,8 @@ static void test_closer_hang_up_is_seen_before_the_thread_comes_to_it(void **sta
     int pair[2];
     socket_pair(pair);
     struct lingering blocking = lingering_new();
-    closer_close(blocking.fd);
-    closer_hang_up(pair[0]);
+    closer_close(blocking.fd, USER);
+    closer_hang_up(pair[0], USER);
     assert_int_equal(recv(pair[1], &byte, 1, MSG_DONTWAIT), 0);
     assert_int_equal(send(pair[1], "x", 1, MSG_NOSIGNAL | MSG_DONTWAIT), -1);
     assert_int_equal(errno, EPIPE);
@@ -182,7 +212,7 @@ static void test_closer_hang_up_does_not_read_for_ever(void **state)
     assert_int_equal(pthread_create(&thread, NULL, feed, &feeder), 0);
     while (atomic_load(&feeder.sent) == 0) {
     }
-    closer_hang_up(pair[0]);
+    closer_hang_up(pair[0], USER);
     assert_true(closer_flush(FLUSH_MS));
     assert_false(is_open(pair[0]));
     pthread_join(thread, NULL);
@@ -209,7 +239,7 @@ static void test_closer_hang_up_drops_what_blocks_on_its_thread(void **state)
     assert_int_equal(sendmsg(pair[1], &header, 0), 1);
     close(blocking.fd); /* not the last one */
     uint64_t start_ms = now_ms();
-    closer_hang_up(pair[0]);
+    closer_hang_up(pair[0], USER);
     assert_in_range(now_ms() - start_ms, 0, QUICK_MS);
     assert_false(closer_flush(50));
     let_go(&blocking);
@@ -223,6 +253,7 @@ int main(void)
         cmocka_unit_test(test_closer_leaves_a_memfd_of_many_pages_to_the_thread),
         cmocka_unit_test(test_closer_closes_anything_else_on_its_thread),
         cmocka_unit_test(test_closer_does_not_wait_for_a_close_that_blocks),
+        cmocka_unit_test(test_closer_one_user_does_not_wait_for_another),
         cmocka_unit_test(test_closer_flush_of_nothing_returns_at_once),
         cmocka_unit_test(test_closer_hang_up_lets_the_peer_read_the_last_packet),
         cmocka_unit_test(test_closer_hang_up_is_seen_before_the_thread_comes_to_it),

@@ -257,7 +257,8 @@ static void test_conn_open_takes_the_descriptor_of_a_failure(void **state)
     struct error err;
     int before = client_count_fds();
     int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC); /* a file cannot be polled */
-    assert_int_equal(conn_open(&conn, &client_loop, client_reader, fd, &client_handlers, NULL, &err), MLACAT_INTERNAL);
+    assert_int_equal(conn_open(&conn, &client_loop, client_reader, fd, 0, &client_handlers, NULL, &err),
+                     MLACAT_INTERNAL);
     assert_non_null(strstr(err.message, "cannot be polled"));
     assert_int_equal(client_count_fds(), before);
 }
