@@ -14,8 +14,9 @@
  * index & (entries - 1). Every word that one side polls while the other writes stands on a 128-byte line of its own
  * (processors fetch pairs of lines). All numbers are in host byte order: both sides are one machine.
  *
- * The sequence number of a call is how many entries were submitted on its stream up to and with it: 1 for the first,
- * 64 bits wide, known to both sides without being told. It is what the fence words hold.
+ * The sequence number of a call is how many entries were submitted on its ring up to and with it: one more than
+ * StreamOpened.sequence for a stream's first, 64 bits wide. It is what the fence words hold, and its low 32 bits are
+ * submit_tail after it.
  */
 #ifndef MLACAT_ABI_H
 #define MLACAT_ABI_H
@@ -97,7 +98,8 @@ struct mlacat_ring_daemon {
     /* device: sequence number of the last call whose output is written. All calls up to it have ended, and those that
      * failed are counted in `failed`. */
     MLACAT_ABI_ALIGN(128) uint64_t fence;
-    uint32_t failed; /* daemon: calls that did not end OK; counted before the fence passes them */
+    uint32_t failed; /* daemon: calls that did not end OK, of all streams that the ring had; counted before the fence
+                        passes them */
 };
 
 MLACAT_ABI_ASSERT(sizeof(struct mlacat_ring_submission) == 192, "a submission entry is 192 bytes");

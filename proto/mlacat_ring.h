@@ -9,9 +9,20 @@
  * Lifetime: as the mappings.
  * Errors:   none. The daemon takes nothing that it reads from C for granted.
  *
+ * A ring's numbers go on, never back, from one stream on it to the next: what a GPU was told to wait for stays true
+ * after the stream's end. Before StreamOpened the daemon sets submit_tail, complete_head, submit_head and complete_tail
+ * to the low 32 bits of StreamOpened.sequence, and `fence` to all of it; `failed`, `ready` and `done` it leaves as they
+ * are. A client
+ *   - starts there: its first entry has the index submit_tail and the next sequence number; what `failed` stands at are
+ *     failures of others;
+ *   - lets the values of `ready` only go up, as the sequence numbers of the calls that wait for them do;
+ *   - writes no `ready` for the new stream while the GPU of the one before has one to write, which would take the word
+ *     back: it waits until the word has reached the last value that it gave that GPU.
+ *
  * How a call goes over:
- *   client  has at most `calls` (StreamOpened) entries that are neither completed nor read; writes entry submit_tail;
- *           mlacat_ring_submit; if mlacat_ring_daemon_sleeps: writes 8 bytes (the number 1) to the doorbell.
+ *   client  has at most `calls` (StreamOpened) calls, and one request to cancel, that are not both completed and read;
+ *           writes entry submit_tail; mlacat_ring_submit; if mlacat_ring_daemon_sleeps: writes 8 bytes (the number 1)
+ *           to the doorbell.
  *   daemon  mlacat_ring_submitted; copies entries (mlacat_ring_copy); mlacat_ring_take_up_to.
  * How its end comes back:
  *   device  writes the sequence number into `fence` (and `done`, if asked);

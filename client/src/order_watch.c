@@ -65,6 +65,18 @@ static void let_go(const struct order_watch *watch)
     is_released(watch, true);
 }
 
+/* Forgotten first: a child that is forked in between must not close what has the number by then. */
+static void close_both(struct order_watch *watch)
+{
+    int fds[2] = {watch->socket, watch->pidfd};
+    watch->socket = watch->pidfd = -1;
+    for (int i = 0; i < 2; i++) {
+        if (fds[i] >= 0) {
+            close(fds[i]);
+        }
+    }
+}
+
 static void *run(void *user)
 {
     struct order_watch *watch = user;
@@ -77,21 +89,14 @@ static void *run(void *user)
     }
     pthread_mutex_unlock(&client->lock);
     let_go(watch); /* of what was submitted before the rings went down */
+    pthread_mutex_lock(&client->lock);
+    close_both(watch);
+    watch->over = true;
+    pthread_mutex_unlock(&client->lock);
     return NULL;
 }
 
 /* ---------------------------------------------------------------------------------------------------- starting */
-
-static void close_both(struct order_watch *watch)
-{
-    if (watch->socket >= 0) {
-        close(watch->socket);
-    }
-    if (watch->pidfd >= 0) {
-        close(watch->pidfd);
-    }
-    watch->socket = watch->pidfd = -1;
-}
 
 static void watch_free(struct order_watch *watch)
 {
@@ -99,6 +104,21 @@ static void watch_free(struct order_watch *watch)
     ring_pages_put(watch->pages);
     free(watch->awaited);
     free(watch);
+}
+
+/* Those of earlier connections that have done their work. With the client's lock. */
+static void free_over(struct mlacat_client *client)
+{
+    struct order_watch *watch = SLIST_FIRST(&client->watches);
+    while (watch != NULL) {
+        struct order_watch *next = SLIST_NEXT(watch, link);
+        if (watch->over) {
+            SLIST_REMOVE(&client->watches, watch, order_watch, link);
+            pthread_join(watch->thread, NULL); /* it takes the lock no more */
+            watch_free(watch);
+        }
+        watch = next;
+    }
 }
 
 /* For the connection as it is; NULL: no memory or descriptors. With the client's lock. */
@@ -194,6 +214,7 @@ enum mlacat_status order_watch_start(struct mlacat_stream *stream, const struct 
     /* Where the connection has just ended the caller finds that out for itself. */
     if (client->pages != NULL && client->pages->watched == NULL && !client->stopping) {
         client->opening_pages = true;
+        free_over(client);
         status = start(client, cuda, cu_stream, err);
         client->opening_pages = false;
         pthread_cond_broadcast(&client->changed);

@@ -3,6 +3,7 @@
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -10,8 +11,10 @@
 
 #include "reconnect.h"
 #include "slot.h"
-#include "stream_order.h"
 #include "timing.h"
+
+/* How long a completion is waited for that the daemon gives right after it has let the CUDA stream go. */
+#define OWED_NS (20 * TIMING_MS)
 
 /* ---------------------------------------------------------------------------------------------------- up and down */
 
@@ -46,12 +49,13 @@ void ring_free(struct ring *ring)
     }
 }
 
-void ring_offer(struct mlacat_stream *stream, uint32_t index, int doorbell)
+void ring_offer(struct mlacat_stream *stream, uint32_t index, uint64_t sequence, int doorbell)
 {
     struct ring *ring = stream->ring;
     pthread_mutex_lock(&ring->lock);
     drop_doorbell(ring);
     ring->index = index;
+    ring->sequence = sequence;
     ring->doorbell = doorbell;
     pthread_mutex_unlock(&ring->lock);
 }
@@ -74,17 +78,12 @@ void ring_attach(struct mlacat_stream *stream, struct ring_pages *pages)
     ring->completions = ring_pages_completions(pages, ring->index);
     ring->messages = ring_pages_messages(pages, ring->index);
     ring->mask = pages->entries - 1;
-    ring->tail = ring->published = ring->head = ring->failed_seen = 0;
-    ring->sequence = 0;
+    ring->tail = ring->published = ring->head = (uint32_t)ring->sequence;
+    ring->failed_seen = ring->failed_taken = mlacat_ring_failed(ring->daemon);
     ring->parked = 0;
     ring->checked_ns = timing_now();
     ring->draining = false;
-    ring->ready = 0;
     ring->words_address = 0;
-    if (pages->watched != NULL) {
-        /* What the ring's last user waited for has come. */
-        __atomic_store_n(&pages->watched->awaited[ring->index], 0, __ATOMIC_RELEASE);
-    }
     pthread_mutex_unlock(&ring->lock);
 }
 
@@ -327,7 +326,7 @@ static void end_cancel(struct ring_cancelling *cancel, const struct wire_complet
     error_copy_text(cancel->outcome.message, sizeof(cancel->outcome.message), completion->message);
 }
 
-void ring_collect(struct mlacat_stream *stream)
+static void take_completions(struct mlacat_stream *stream)
 {
     struct ring *ring = stream->ring;
     uint32_t tail = ring->pages != NULL ? mlacat_ring_completed(ring->daemon) : ring->head;
@@ -338,6 +337,7 @@ void ring_collect(struct mlacat_stream *stream)
     for (; ring->head != tail; ring->head++) {
         struct wire_completion completion;
         read_completion(ring, ring->head, &completion);
+        ring->failed_taken += completion.code != MLACAT_OK;
         struct slot *slot = slot_find(stream, completion.call_id);
         if (slot != NULL && slot->state == SLOT_FLYING) {
             ring->draining |= slot_end(slot, &completion);
@@ -346,6 +346,26 @@ void ring_collect(struct mlacat_stream *stream)
         }
     }
     mlacat_ring_completions_read(ring->client, ring->head);
+}
+
+/* A call has failed, and the CUDA stream has passed it as all others, but its completion is not there yet. */
+static bool is_owed_failure(const struct ring *ring)
+{
+    return ring->bound && ring->pages != NULL && ring->failed_taken != mlacat_ring_failed(ring->daemon) &&
+           (int64_t)(__atomic_load_n(&ring->client->done, __ATOMIC_ACQUIRE) - ring->sequence) >= 0;
+}
+
+void ring_collect(struct mlacat_stream *stream)
+{
+    take_completions(stream);
+    if (is_owed_failure(stream->ring)) {
+        /* Who has synchronised with the CUDA stream shall learn of it now; the daemon is about to tell. */
+        int64_t until = timing_now() + OWED_NS;
+        do {
+            sched_yield();
+            take_completions(stream);
+        } while (is_owed_failure(stream->ring) && timing_now() < until);
+    }
 }
 
 bool ring_has_passed(struct ring *ring, const struct slot *slot)

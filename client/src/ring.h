@@ -44,17 +44,18 @@ struct ring {
     struct mlacat_ring_submission *submissions;
     const struct mlacat_ring_completion *completions;
     const char *messages;
-    uint32_t mask;        /* entries - 1 */
-    uint32_t tail;        /* entries written */
-    uint32_t published;   /* of them, told to the daemon */
-    uint32_t head;        /* completions read */
-    uint32_t failed_seen; /* a value that `failed` in D had at some time before now */
-    uint64_t sequence;    /* of the last entry written */
-    uint32_t parked;      /* threads that sleep on complete_tail of these pages */
-    int64_t checked_ns;   /* when the daemon was last known to be there */
-    int64_t entered_ns;   /* when it was last relied on for that a call ends */
-    bool alive;           /* something has come from it since checked_ns */
-    bool draining;        /* the daemon refused a call because it is about to go */
+    uint32_t mask;         /* entries - 1 */
+    uint32_t tail;         /* entries written */
+    uint32_t published;    /* of them, told to the daemon */
+    uint32_t head;         /* completions read */
+    uint32_t failed_seen;  /* a value that `failed` in D had at some time before now */
+    uint32_t failed_taken; /* completions read that are not OK: `failed` in D counts the same */
+    uint64_t sequence;     /* of the last entry written */
+    uint32_t parked;       /* threads that sleep on complete_tail of these pages */
+    int64_t checked_ns;    /* when the daemon was last known to be there */
+    int64_t entered_ns;    /* when it was last relied on for that a call ends */
+    bool alive;            /* something has come from it since checked_ns */
+    bool draining;         /* the daemon refused a call because it is about to go */
     struct ring_cancelling cancel;
     pthread_cond_t changed; /* a cancel is over, callbacks have run, or there is one more to wait for */
 
@@ -68,7 +69,6 @@ struct ring {
     /* stream-ordered calls (stream_order.h) */
     bool bound;
     uint64_t cuda_stream_id;
-    uint64_t ready;         /* value of the last such call */
     uint64_t words_address; /* of `client` for the CUDA stream; 0: not known yet */
 };
 
@@ -76,8 +76,9 @@ struct ring {
 struct ring *ring_new(void);
 void ring_free(struct ring *ring);
 
-/* The stream was opened at the daemon with ring `index`, whose doorbell it takes. The ring stays down. */
-void ring_offer(struct mlacat_stream *stream, uint32_t index, int doorbell);
+/* The stream was opened at the daemon with ring `index`, whose numbers go on from `sequence`, and whose doorbell it
+ * takes. The ring stays down. */
+void ring_offer(struct mlacat_stream *stream, uint32_t index, uint64_t sequence, int doorbell);
 /* Up, as offered, in `pages`; what the offer is worth without them: nothing. */
 void ring_attach(struct mlacat_stream *stream, struct ring_pages *pages);
 void ring_withdraw(struct mlacat_stream *stream);

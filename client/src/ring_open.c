@@ -40,7 +40,7 @@ enum mlacat_status ring_take_offer(struct mlacat_stream *stream, const Mlacat__V
                          "the daemon opened the stream without the ring that was asked for (ring %u of %u)",
                          opened->ring, pages->rings);
     }
-    ring_offer(stream, opened->ring, passed->fd[0]);
+    ring_offer(stream, opened->ring, opened->sequence, passed->fd[0]);
     passed->nr = 0;
     return MLACAT_OK;
 }

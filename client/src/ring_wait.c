@@ -158,8 +158,7 @@ bool ring_await(struct mlacat_stream *stream, struct slot *slot, int64_t timeout
     return slot->state == SLOT_ENDED;
 }
 
-/* Whether the daemon has taken the entries up to `tail` of these pages. A ring that counts from 0 again is another
- * stream's. */
+/* Whether the daemon has taken the entries up to `tail` of these pages. A ring that counts below it is another one. */
 static bool has_taken(struct ring *ring, const struct ring_pages *pages, uint32_t tail)
 {
     pthread_mutex_lock(&ring->lock);

@@ -9,7 +9,6 @@
 #include "request.h"
 #include "ring.h"
 #include "sized.h"
-#include "stream_order.h"
 #include "timing.h"
 #include "transport.h"
 
@@ -234,7 +233,6 @@ static void finish_ring(struct mlacat_stream *stream)
     pthread_mutex_unlock(&stream->client->lock);
     ring_drain(stream);
     ring_callback_stop(stream);
-    stream_order_settle(stream);
     pthread_mutex_lock(&stream->client->lock);
 }
 

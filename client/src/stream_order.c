@@ -94,22 +94,46 @@ static enum mlacat_status find_words(struct ring *ring, const struct order *orde
     return MLACAT_OK;
 }
 
+/* Whether all is written that CUDA streams were told to write for this ring. The value of a call that ended early may
+ * be to come, and would take `ready` back behind that of another CUDA stream. With the lock. */
+static bool is_settled(const struct ring *ring)
+{
+    uint64_t told = __atomic_load_n(&ring->pages->watched->awaited[ring->index], __ATOMIC_RELAXED);
+    return ring->bound || (int64_t)(mlacat_ring_ready(ring->client) - told) >= 0;
+}
+
+/* Gives the last user's CUDA stream time until `until`. Without locks. */
+static enum mlacat_status await_settled(int64_t until, struct error *err)
+{
+    const struct timespec step = timing_spec(TIMING_MS);
+    if (timing_now() >= until) {
+        return error_set(err, MLACAT_UNAVAILABLE,
+                         "the CUDA stream of a closed stream, whose ring this one has, has not come to its last call "
+                         "for %d ms; submit again when it has run",
+                         (int)(SETTLE_NS / TIMING_MS));
+    }
+    nanosleep(&step, NULL);
+    return MLACAT_OK;
+}
+
 /* The ring's lock, of a ring that CUDA knows and that has room for one call more. Not OK: without the lock. */
 static enum mlacat_status enter(struct mlacat_stream *stream, const struct order *order, struct error *err)
 {
     struct ring *ring = stream->ring;
     struct ring_look look = {.sequence = UINT64_MAX};
+    int64_t until = timing_now() + SETTLE_NS;
     for (;;) {
         if (ring_enter(stream, err) != MLACAT_OK) {
             return err->code;
         }
         bool watched = __atomic_load_n(&ring->pages->watched, __ATOMIC_ACQUIRE) != NULL;
-        if (watched && ring_has_room(stream) && stream->failure.code == MLACAT_OK) {
+        bool settled = watched && is_settled(ring);
+        if (settled && ring_has_room(stream) && stream->failure.code == MLACAT_OK) {
             return MLACAT_OK;
         }
         /* Calls that ended and that nobody has waited for: no time brings their slots back. */
-        bool stuck = watched && stream->flying == 0 && stream->taken >= stream->limit;
-        if (watched && !stuck) {
+        bool stuck = settled && stream->flying == 0 && stream->taken >= stream->limit;
+        if (settled && !stuck) {
             ring_pause(stream, &look, TIMING_NEVER);
         }
         ring_leave(stream);
@@ -122,21 +146,34 @@ static enum mlacat_status enter(struct mlacat_stream *stream, const struct order
         if (!watched && order_watch_start(stream, order->cuda, order->cu_stream, err) != MLACAT_OK) {
             return err->code;
         }
+        if (watched && !settled && await_settled(until, err) != MLACAT_OK) {
+            return err->code;
+        }
     }
 }
 
-/* The CUDA stream has passed the point of no return, but will not wait. */
-static enum mlacat_status fail_midway(struct mlacat_stream *stream, int result, struct error *err)
+/* The call is on its way, and its CUDA stream did not take its part of it: `call`, of the driver. */
+static enum mlacat_status fail_midway(struct mlacat_stream *stream, const char *call, int result, struct error *err)
 {
     error_set(err, MLACAT_INTERNAL,
-              "the CUDA driver failed: cuStreamWaitValue64: %d; the call may still run, unordered: close the stream",
-              result);
+              "the CUDA driver failed: %s: %d; the call may have run, unordered: close the stream", call, result);
     err->scope = MLACAT_SCOPE_STREAM;
     stream->failure = *err;
     return err->code;
 }
 
-/* With the lock and room. Nothing is given to the CUDA stream before all is known to be right. */
+/* Without the write the call would wait for ever. */
+static enum mlacat_status withdraw(struct mlacat_stream *stream, uint64_t id, uint64_t sequence, int result,
+                                   struct error *err)
+{
+    struct error outcome;
+    fail_midway(stream, "cuStreamWriteValue64", result, err);
+    __atomic_store_n(&stream->ring->pages->watched->awaited[stream->ring->index], sequence - 1, __ATOMIC_RELEASE);
+    ring_cancel(stream, id, &outcome); /* it has not ended before: nobody else could let it begin */
+    return err->code;
+}
+
+/* With the lock and room. Nothing is given to anybody before all is known to be right. */
 static enum mlacat_status put(struct mlacat_stream *stream, const struct mlacat_call *call, const struct order *order,
                               uint64_t *id, struct error *err)
 {
@@ -146,28 +183,26 @@ static enum mlacat_status put(struct mlacat_stream *stream, const struct mlacat_
         ring_encode(call, &entry, err) != MLACAT_OK || find_words(ring, order, err) != MLACAT_OK) {
         return err->code;
     }
-    /* Not the sequence number: should one of these fail, its value must not be waited for by the next call. */
-    ring->ready++;
-    int result = order->cuda->cuStreamWriteValue64(
-        order->cu_stream, ring->words_address + offsetof(struct mlacat_ring_client, ready), ring->ready, 0);
-    if (result != 0) {
-        return fail_driver("cuStreamWriteValue64", result, err);
-    }
+    uint64_t sequence = ring->sequence + 1; /* of the entry to come */
     struct slot *slot = slot_take(stream, call);
     slot->detached = true;
     *id = slot_call_id(slot);
     ring->bound = true;
     ring->cuda_stream_id = order->cuda_stream_id;
     entry.flags = MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE;
-    entry.ready = ring->ready;
+    entry.ready = sequence;
     ring_write(slot, &entry);
-    uint64_t sequence = slot->sequence;
     __atomic_store_n(&ring->pages->watched->awaited[ring->index], sequence, __ATOMIC_RELEASE);
-    ring_publish(ring);
+    ring_publish(ring); /* first: the worker has things to do with it while the driver has with these */
+    int result = order->cuda->cuStreamWriteValue64(
+        order->cu_stream, ring->words_address + offsetof(struct mlacat_ring_client, ready), sequence, 0);
+    if (result != 0) {
+        return withdraw(stream, *id, sequence, result, err);
+    }
     result = order->cuda->cuStreamWaitValue64(order->cu_stream,
                                               ring->words_address + offsetof(struct mlacat_ring_client, done), sequence,
                                               CUDA_WAIT_GREATER_OR_EQUAL);
-    return result == 0 ? MLACAT_OK : fail_midway(stream, result, err);
+    return result == 0 ? MLACAT_OK : fail_midway(stream, "cuStreamWaitValue64", result, err);
 }
 
 static enum mlacat_status submit(struct mlacat_stream *stream, const struct mlacat_call *call, struct order *order,
@@ -242,19 +277,4 @@ enum mlacat_status mlacat_stream_status(struct mlacat_stream *stream)
         pthread_mutex_unlock(&stream->client->lock);
     }
     return err.code == MLACAT_OK ? MLACAT_OK : error_raise(&err);
-}
-
-void stream_order_settle(struct mlacat_stream *stream)
-{
-    struct ring *ring = stream->ring;
-    const struct timespec step = timing_spec(TIMING_MS);
-    int64_t until = timing_now() + SETTLE_NS;
-    for (bool settled = false; !settled && timing_now() < until;) {
-        pthread_mutex_lock(&ring->lock);
-        settled = ring->pages == NULL || (int64_t)(mlacat_ring_ready(ring->client) - ring->ready) >= 0;
-        pthread_mutex_unlock(&ring->lock);
-        if (!settled) {
-            nanosleep(&step, NULL);
-        }
-    }
 }

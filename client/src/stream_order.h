@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls in the order of a CUDA stream of the caller. Under the ring's lock that stream is told to write the call's
- * value into `ready` of page C, the entry is published, and that stream is told to wait until `done` reaches the
- * entry's sequence number.
+ * Calls in the order of a CUDA stream of the caller. Under the ring's lock that stream is told to write the sequence
+ * number of the call's entry into `ready` of page C, the entry is published, and that stream is told to wait until
+ * `done` reaches that number.
  *
  * Once page C is known to CUDA a thread watches the connection: the program's own threads may never come back to the
  * library while their GPU waits. When the daemon has exited (its kernels may still write before that) the thread lets
@@ -10,7 +10,8 @@
  *
  * Owns:     the registration of page C, and the thread.
  * Thread:   each function says.
- * Lifetime: a watch lives from the first stream-ordered call of a connection until mlacat_disconnect. What CUDA knows
+ * Lifetime: a watch lives from the first stream-ordered call of a connection until the first of a later one, or until
+ *           mlacat_disconnect. What CUDA knows
  *           stays mapped and registered for the life of the process: cuMemHostUnregister would wait for all that runs
  *           on the GPU, and hold up every launch of the process meanwhile.
  * Errors:   in `err`.
@@ -26,9 +27,10 @@ struct order_watch {
     struct mlacat_client *client;
     struct ring_pages *pages;
     uint64_t epoch;
-    uint64_t *awaited; /* by ring: the sequence number that the last wait of a CUDA stream is for; atomic */
+    uint64_t *awaited; /* by ring: the last number that a CUDA stream was told to write and to wait for; atomic */
     int socket;        /* duplicates, so that they stay open: of the connection's, */
     int pidfd;         /* and of the daemon's pidfd; -1: none */
+    bool over;         /* the thread has nothing more to do, and no ring has the pages */
     pthread_t thread;
 };
 
@@ -37,9 +39,6 @@ struct order_watch {
 enum mlacat_status order_watch_start(struct mlacat_stream *stream, const struct cuda_driver *cuda, void *cu_stream,
                                      struct error *err);
 
-/* After the last call of a stream that is being closed: waits, for a short time, until its CUDA stream has passed the
- * writes of calls that ended early, so that none of them hits the ring's next user. Without locks. */
-void stream_order_settle(struct mlacat_stream *stream);
 /* Ends the threads; the connection has ended for good. With the client's lock, which it lets go of. */
 void stream_order_stop(struct mlacat_client *client);
 /* In a forked child: gives back the descriptors; without locks. Held on to, the connection would outlive the parent. */

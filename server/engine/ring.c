@@ -13,18 +13,29 @@ _Static_assert(ERROR_MESSAGE_BYTES <= MLACAT_ABI_MESSAGE_BYTES, "every text fits
 
 #define broken(err, ...) error_set_scoped(err, MLACAT_INVALID_ARGUMENT, MLACAT_SCOPE_SESSION, __VA_ARGS__)
 
-void ring_init(struct ring *ring, const struct ring_pages *pages, uint32_t index)
+void ring_init(struct ring *ring, const struct ring_pages *pages, uint32_t index, uint64_t sequence)
 {
     size_t first = (size_t)index * pages->entries;
-    *ring = (struct ring){.entries = pages->entries};
+    uint32_t count = (uint32_t)sequence; /* each entry counts once in all indices */
+    *ring = (struct ring){.entries = pages->entries,
+                          .most = pages->calls + 1,
+                          .submit_head = count,
+                          .submit_seen = count,
+                          .read_seen = count,
+                          .complete_tail = count,
+                          .published = count,
+                          .sequence = sequence};
     ring->client = (struct mlacat_ring_client *)(void *)pages->client + index;
     ring->daemon = (struct mlacat_ring_daemon *)(void *)pages->daemon + index;
     ring->submissions =
         (const struct mlacat_ring_submission *)(const void *)(pages->client + pages->submissions_offset) + first;
     ring->completions = (struct mlacat_ring_completion *)(void *)(pages->daemon + pages->completions_offset) + first;
     ring->messages = (char(*)[MLACAT_ABI_MESSAGE_BYTES])(pages->daemon + pages->messages_offset) + first;
-    memset(ring->client, 0, sizeof(*ring->client));
-    memset(ring->daemon, 0, sizeof(*ring->daemon));
+    ring->client->submit_tail = ring->client->complete_head = count;
+    ring->client->waiting = 0;
+    ring->daemon->submit_head = ring->daemon->complete_tail = count;
+    ring->daemon->sleeping = 0;
+    ring->daemon->fence = sequence;
 }
 
 static uint32_t held(const struct ring *ring, uint32_t read)
@@ -35,7 +46,7 @@ static uint32_t held(const struct ring *ring, uint32_t read)
 /* Looks how far the client has read only when it matters: its line is then fetched from another CPU. */
 static enum ring_answer make_room(struct ring *ring, struct error *err)
 {
-    if (held(ring, ring->read_seen) < ring->entries) {
+    if (held(ring, ring->read_seen) < ring->most) {
         return RING_TAKEN;
     }
     uint32_t read = mlacat_ring_completions_read_up_to(ring->client);
@@ -45,7 +56,7 @@ static enum ring_answer make_room(struct ring *ring, struct error *err)
         return RING_BROKEN;
     }
     ring->read_seen = read;
-    return held(ring, read) < ring->entries ? RING_TAKEN : RING_FULL;
+    return held(ring, read) < ring->most ? RING_TAKEN : RING_FULL;
 }
 
 enum ring_answer ring_take(struct ring *ring, struct mlacat_ring_submission *entry, struct error *err)
@@ -83,11 +94,11 @@ bool ring_has_more(const struct ring *ring)
     if (mlacat_ring_submitted(ring->client) == ring->submit_head) {
         return false;
     }
-    if (held(ring, ring->read_seen) < ring->entries) {
+    if (held(ring, ring->read_seen) < ring->most) {
         return true;
     }
     uint32_t read = mlacat_ring_completions_read_up_to(ring->client);
-    return ring->published - read > ring->entries || held(ring, read) < ring->entries;
+    return ring->published - read > ring->entries || held(ring, read) < ring->most;
 }
 
 void ring_count_failed(struct ring *ring)

@@ -32,12 +32,13 @@ struct ring_pages {
     uint64_t completions_offset;
     uint64_t messages_offset;
     uint32_t rings;
-    uint32_t entries; /* a power of two */
+    uint32_t calls;   /* in flight on each, at most */
+    uint32_t entries; /* of each: a power of two, with room for one entry more: a request to cancel */
 };
 
 /* C is sealed against any change of its size, D against writing by others too. */
 /* RESOURCE_EXHAUSTED; UNIMPLEMENTED: the kernel is older than 5.1. */
-enum mlacat_status ring_pages_new(uint32_t rings, uint32_t entries, struct ring_pages **pages, struct error *err);
+enum mlacat_status ring_pages_new(uint32_t rings, uint32_t calls, struct ring_pages **pages, struct error *err);
 /* They were sent. */
 void ring_pages_close_fds(struct ring_pages *pages);
 void ring_pages_free(struct ring_pages *pages);
@@ -49,6 +50,7 @@ struct ring {
     struct mlacat_ring_completion *completions;
     char (*messages)[MLACAT_ABI_MESSAGE_BYTES];
     uint32_t entries;
+    uint32_t most;          /* entries that may be taken and not completed and read */
     uint32_t submit_head;   /* taken */
     uint32_t submit_seen;   /* that the client had written at the last look */
     uint32_t read_seen;     /* completions that it had read at the last look */
@@ -58,8 +60,9 @@ struct ring {
     uint64_t sequence;      /* of the last entry taken */
 };
 
-/* Ring `index` of the pages, as new: every word of it 0. */
-void ring_init(struct ring *ring, const struct ring_pages *pages, uint32_t index);
+/* Ring `index` of the pages, whose last entry so far had the number `sequence`; 0: it is new. Its numbers go on from
+ * there, as mlacat_ring.h says. */
+void ring_init(struct ring *ring, const struct ring_pages *pages, uint32_t index, uint64_t sequence);
 
 enum ring_answer {
     RING_TAKEN, /* *entry is the next one, a copy */

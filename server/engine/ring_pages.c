@@ -18,6 +18,15 @@ static size_t whole_pages(size_t bytes)
     return (bytes + page - 1) / page * page;
 }
 
+static uint32_t entries_for(uint32_t calls)
+{
+    uint32_t entries = 2;
+    while (entries <= calls) {
+        entries *= 2;
+    }
+    return entries;
+}
+
 static void lay_out(struct ring_pages *pages)
 {
     size_t entries = (size_t)pages->rings * pages->entries;
@@ -58,13 +67,14 @@ static enum mlacat_status make(const char *name, size_t bytes, int seals, int *f
     return MLACAT_OK;
 }
 
-enum mlacat_status ring_pages_new(uint32_t rings, uint32_t entries, struct ring_pages **pages, struct error *err)
+enum mlacat_status ring_pages_new(uint32_t rings, uint32_t calls, struct ring_pages **pages, struct error *err)
 {
     struct ring_pages *made = calloc(1, sizeof(*made));
     if (!made) {
         return error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the service has no memory for rings: go on without a ring");
     }
-    *made = (struct ring_pages){.client_fd = -1, .daemon_fd = -1, .rings = rings, .entries = entries};
+    *made = (struct ring_pages){
+        .client_fd = -1, .daemon_fd = -1, .rings = rings, .calls = calls, .entries = entries_for(calls)};
     lay_out(made);
     if (make("mlacat-ring-client", made->client_bytes, 0, &made->client_fd, &made->client, err) != MLACAT_OK ||
         make("mlacat-ring-daemon", made->daemon_bytes, F_SEAL_FUTURE_WRITE, &made->daemon_fd, &made->daemon, err) !=

@@ -33,7 +33,7 @@ enum mlacat_status ring_stream_new(struct rings *rings, struct engine *engine, s
         error_set(err, MLACAT_RESOURCE_EXHAUSTED, "cannot make the doorbell of another stream: %s; raise LimitNOFILE",
                   strerror(errno));
         free(made);
-        rings_put(rings, index);
+        rings_put(rings, index, rings->sequence[index]);
         return err->code;
     }
     memset(made, 0, sizeof(*made));
@@ -45,7 +45,7 @@ enum mlacat_status ring_stream_new(struct rings *rings, struct engine *engine, s
     made->detached.ring = made;
     made->detached.detached = true;
     list_init(&made->link);
-    ring_init(&made->ring, rings->pages, index);
+    ring_init(&made->ring, rings->pages, index, rings->sequence[index]);
     *ring = made;
     return MLACAT_OK;
 }
@@ -53,7 +53,7 @@ enum mlacat_status ring_stream_new(struct rings *rings, struct engine *engine, s
 void ring_stream_free(struct ring_stream *ring)
 {
     assert(!ring->attached);
-    rings_put(ring->rings, ring->index);
+    rings_put(ring->rings, ring->index, ring->ring.sequence);
     close(ring->doorbell_fd);
     free(ring);
 }

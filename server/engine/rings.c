@@ -6,7 +6,7 @@
 
 #include "engine.h"
 
-enum mlacat_status rings_new(uint32_t rings_nr, uint32_t entries, struct rings **rings, struct error *err)
+enum mlacat_status rings_new(uint32_t rings_nr, uint32_t calls, struct rings **rings, struct error *err)
 {
     assert(rings_nr <= RINGS_MAX);
     struct rings *made = calloc(1, sizeof(*made));
@@ -14,7 +14,7 @@ enum mlacat_status rings_new(uint32_t rings_nr, uint32_t entries, struct rings *
         return error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the service has no memory for rings: go on without a ring");
     }
     if (buffer_table_init(&made->table, err) != MLACAT_OK ||
-        ring_pages_new(rings_nr, entries, &made->pages, err) != MLACAT_OK) {
+        ring_pages_new(rings_nr, calls, &made->pages, err) != MLACAT_OK) {
         buffer_table_fini(&made->table);
         free(made);
         return err->code;
@@ -80,8 +80,9 @@ enum mlacat_status rings_get(struct rings *rings, uint32_t *index, struct error 
                      rings->pages->rings);
 }
 
-void rings_put(struct rings *rings, uint32_t index)
+void rings_put(struct rings *rings, uint32_t index, uint64_t sequence)
 {
+    rings->sequence[index] = sequence;
     rings->used[index / 64] &= ~((uint64_t)1 << (index % 64));
 }
 

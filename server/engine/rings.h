@@ -39,18 +39,20 @@ struct rings {
     struct ring_pages *pages;
     struct buffer_table table;
     uint64_t used[RINGS_MAX / 64]; /* bit i: ring i has a stream */
+    uint64_t sequence[RINGS_MAX];  /* of the last entry that the ring's users so far had; constant while it is used */
     struct rings_share shares[WIRE_DEVICES_MAX];
     uint32_t shares_nr;
     uint32_t shares_gone; /* after rings_free */
 };
 
-/* At most RINGS_MAX rings; entries: a power of two. */
-enum mlacat_status rings_new(uint32_t rings_nr, uint32_t entries, struct rings **rings, struct error *err);
+/* At most RINGS_MAX rings, each for so many calls. */
+enum mlacat_status rings_new(uint32_t rings_nr, uint32_t calls, struct rings **rings, struct error *err);
 void rings_free(struct rings *rings);
 
 /* The number of a ring that has no stream. */
 enum mlacat_status rings_get(struct rings *rings, uint32_t *index, struct error *err);
-void rings_put(struct rings *rings, uint32_t index);
+/* `sequence`: that its user has come to. */
+void rings_put(struct rings *rings, uint32_t index, uint64_t sequence);
 
 struct rings_share *rings_share_with(struct rings *rings, struct engine *engine);
 /* Registers the pages, once. */

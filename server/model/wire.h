@@ -180,9 +180,15 @@ size_t wire_encode_welcome(uint8_t *bytes, const struct wire_welcome *welcome);
 size_t wire_encode_answer(uint8_t *bytes, uint64_t request_id, const struct error *err);
 size_t wire_encode_buffer_registered(uint8_t *bytes, uint64_t request_id, struct wire_ref buffer, uint64_t size_bytes);
 size_t wire_encode_event_registered(uint8_t *bytes, uint64_t request_id, struct wire_ref event);
+/* The place of a stream's ring. */
+struct wire_ring {
+    uint32_t index;
+    uint64_t sequence;
+};
+
 /* `ring` NULL: its calls come by packets. */
 size_t wire_encode_stream_opened(uint8_t *bytes, uint64_t request_id, struct wire_ref stream, uint32_t calls,
-                                 const uint32_t *ring);
+                                 const struct wire_ring *ring);
 
 /* The members of RingsOpened. */
 struct wire_rings {

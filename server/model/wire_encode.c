@@ -165,7 +165,7 @@ size_t wire_encode_event_registered(uint8_t *bytes, uint64_t request_id, struct 
 }
 
 size_t wire_encode_stream_opened(uint8_t *bytes, uint64_t request_id, struct wire_ref stream, uint32_t calls,
-                                 const uint32_t *ring)
+                                 const struct wire_ring *ring)
 {
     Mlacat__V1__StreamOpened body = MLACAT__V1__STREAM_OPENED__INIT;
     Mlacat__V1__StreamRef ref = MLACAT__V1__STREAM_REF__INIT;
@@ -176,7 +176,8 @@ size_t wire_encode_stream_opened(uint8_t *bytes, uint64_t request_id, struct wir
     body.stream = &ref;
     body.calls = calls;
     body.has_ring = ring != NULL;
-    body.ring = ring != NULL ? *ring : 0;
+    body.ring = ring != NULL ? ring->index : 0;
+    body.sequence = ring != NULL ? ring->sequence : 0;
     envelope.request_id = request_id;
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED;
     envelope.stream_opened = &body;

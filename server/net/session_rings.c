@@ -5,16 +5,6 @@
 #include "session.h"
 #include "stream.h"
 
-/* A ring has a power of two of entries. */
-static uint32_t entries_for(uint32_t stream_calls)
-{
-    uint32_t entries = 1;
-    while (entries * 2 <= stream_calls) {
-        entries *= 2;
-    }
-    return entries;
-}
-
 static void publish_buffers(struct session *session)
 {
     for (uint32_t id = 0; id < session->buffers.slots_nr; id++) {
@@ -55,7 +45,7 @@ void session_open_rings(struct session *session, struct wire_message *message, s
         error_set(&err, MLACAT_UNAVAILABLE, "the service is draining: connect again when it is back");
     } else if (session->rings) {
         error_set(&err, MLACAT_ALREADY_EXISTS, "this connection has its rings already: it gets them once");
-    } else if (rings_new(rings_nr, entries_for(limits->stream_calls), &session->rings, &err) == MLACAT_OK) {
+    } else if (rings_new(rings_nr, limits->stream_calls, &session->rings, &err) == MLACAT_OK) {
         publish_buffers(session);
         answer(session, message->request_id);
         return;

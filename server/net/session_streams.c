@@ -12,8 +12,14 @@ static void on_opened(struct stream *stream)
         return;
     }
     const struct ring_stream *ring = stream->ring;
-    size_t size = wire_encode_stream_opened(session->service->packet, stream->request_id, stream->ref, stream->calls_nr,
-                                            ring ? &ring->index : NULL);
+    uint32_t calls = stream->calls_nr;
+    struct wire_ring place = {0};
+    if (ring) {
+        calls = session->rings->pages->calls;
+        place = (struct wire_ring){.index = ring->index, .sequence = session->rings->sequence[ring->index]};
+    }
+    size_t size = wire_encode_stream_opened(session->service->packet, stream->request_id, stream->ref, calls,
+                                            ring ? &place : NULL);
     conn_send(&session->conn, session->service->packet, size, ring ? &ring->doorbell_fd : NULL, ring ? 1 : 0);
 }
 
@@ -59,7 +65,7 @@ void session_open_stream(struct session *session, struct wire_message *message, 
         if (session_new_ring(session, engine, &ring, &err) != MLACAT_OK) {
             goto fail;
         }
-        calls_nr = session->rings->pages->entries;
+        calls_nr = ring->ring.most;
     }
     if (stream_open(engine, session_lane(session, engine), calls_nr, ring, &stream_handlers, session, &stream, &err) !=
         MLACAT_OK) {

@@ -68,11 +68,11 @@ static void find_parts(const struct raw_rings *rings, struct raw_ring *ring)
     ring->messages = (const char(*)[MLACAT_ABI_MESSAGE_BYTES])(daemon + opened->messages_offset) + first;
 }
 
-struct outcome raw_ring_open(struct raw_rings *rings, struct raw_ring *ring)
+struct outcome raw_ring_open_on(struct raw_rings *rings, const char *device, struct raw_ring *ring)
 {
     Mlacat__V1__OpenStream message = MLACAT__V1__OPEN_STREAM__INIT;
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
-    message.device_uuid = (char *)(uintptr_t)raw_device();
+    message.device_uuid = (char *)(uintptr_t)device;
     message.ring = 1;
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_OPEN_STREAM;
     envelope.open_stream = &message;
@@ -85,10 +85,18 @@ struct outcome raw_ring_open(struct raw_rings *rings, struct raw_ring *ring)
     *ring = (struct raw_ring){.stream = {opened->stream->id, opened->stream->generation},
                               .index = opened->ring,
                               .calls = opened->calls,
-                              .doorbell = raw_take_fd(rings->raw, 0)};
+                              .doorbell = raw_take_fd(rings->raw, 0),
+                              .tail = (uint32_t)opened->sequence,
+                              .head = (uint32_t)opened->sequence,
+                              .sequence = opened->sequence};
     raw_free(reply);
     find_parts(rings, ring);
     return (struct outcome){0};
+}
+
+struct outcome raw_ring_open(struct raw_rings *rings, struct raw_ring *ring)
+{
+    return raw_ring_open_on(rings, raw_device(), ring);
 }
 
 void raw_ring_close(struct raw_ring *ring)

@@ -27,7 +27,7 @@ struct raw_rings {
 struct raw_ring {
     struct ref stream;
     uint32_t index;
-    uint32_t calls; /* of StreamOpened */
+    uint32_t calls; /* of StreamOpened; the daemon holds one entry more: a request to cancel */
     uint32_t entries;
     int doorbell;
     struct mlacat_ring_client *client;
@@ -44,7 +44,9 @@ struct raw_ring {
 struct outcome raw_rings_open(struct raw *raw, struct raw_rings *rings);
 void raw_rings_close(struct raw_rings *rings);
 
+/* On the device under test, or another one. */
 struct outcome raw_ring_open(struct raw_rings *rings, struct raw_ring *ring);
+struct outcome raw_ring_open_on(struct raw_rings *rings, const char *device, struct raw_ring *ring);
 void raw_ring_close(struct raw_ring *ring);
 /* Both must succeed. */
 void raw_ring_must_open(struct raw *raw, struct raw_rings *rings, struct raw_ring *ring);

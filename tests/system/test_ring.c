@@ -3,10 +3,12 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -17,11 +19,13 @@
 
 #define ROW 16
 
+static cpu_set_t all_processors;
+
 static void test_ring_runs_a_call(void **state)
 {
     struct bench bench;
     bench_open(&bench, *state);
-    assert_int_equal(bench.ring.calls, bench.ring.entries);
+    assert_int_equal(bench.ring.calls, 256);
     bench_work(&bench, 77);
     assert_int_equal(raw_ring_fence(&bench.ring), 1);
     assert_int_equal(mlacat_ring_failed(bench.ring.daemon), 0);
@@ -169,26 +173,26 @@ static void test_ring_full_is_taken_up_again(void **state)
 {
     struct bench bench;
     bench_open(&bench, *state);
-    uint32_t entries = bench.ring.entries;
+    uint32_t most = bench.ring.calls + 1;
     struct mlacat_ring_submission entry = bench_entry(&bench, 0);
-    for (entry.call_id = 0; entry.call_id < entries; entry.call_id++) {
+    for (entry.call_id = 0; entry.call_id < most; entry.call_id++) {
         raw_ring_write(&bench.ring, &entry);
     }
     raw_ring_submit(&bench.ring);
-    WAIT_UNTIL(mlacat_ring_completed(bench.ring.daemon) == entries);
-    for (; entry.call_id < entries + 3; entry.call_id++) {
+    WAIT_UNTIL(mlacat_ring_completed(bench.ring.daemon) == most);
+    for (; entry.call_id < most + 3; entry.call_id++) {
         raw_ring_write(&bench.ring, &entry);
     }
     raw_ring_submit(&bench.ring);
     struct bench other; /* whose calls pass the same worker, or another */
     bench_open(&other, *state);
     bench_work(&other, 1);
-    assert_int_equal(mlacat_ring_taken(bench.ring.daemon), entries);
+    assert_int_equal(mlacat_ring_taken(bench.ring.daemon), most);
     for (uint64_t id = 0; id < 3; id++) {
         assert_int_equal(raw_ring_wait(&bench.ring, id).code, STATUS_OK);
     }
     raw_ring_submit(&bench.ring); /* wakes the worker */
-    for (uint64_t id = 3; id < entries + 3; id++) {
+    for (uint64_t id = 3; id < most + 3; id++) {
         assert_int_equal(raw_ring_wait(&bench.ring, id).code, STATUS_OK);
     }
     bench_close(&other);
@@ -219,7 +223,7 @@ static void test_ring_and_packets_do_not_mix(void **state)
     bench_close(&bench);
 }
 
-/* Everything in the ring ends before the answer; the ring's number is free again, and begins as new. */
+/* Everything in the ring ends before the answer; the ring's number is free again, and its numbers go on. */
 static void test_ring_close_ends_what_is_there(void **state)
 {
     struct bench bench;
@@ -234,18 +238,106 @@ static void test_ring_close_ends_what_is_there(void **state)
         assert_int_equal(mlacat_ring_completed(bench.ring.daemon), bench.ring.tail);
         assert_int_equal(raw_close_stream(&bench.raw, bench.ring.stream).code, STATUS_NOT_FOUND);
         uint32_t index = bench.ring.index;
+        uint64_t sequence = bench.ring.sequence;
         raw_ring_close(&bench.ring);
         assert_int_equal(raw_ring_open(&bench.rings, &bench.ring).code, STATUS_OK);
         assert_int_equal(bench.ring.index, index);
-        assert_int_equal(raw_ring_fence(&bench.ring), 0);
+        assert_true(bench.ring.sequence == sequence && sequence == (uint64_t)round * 51 + 50);
+        assert_true(raw_ring_fence(&bench.ring) == sequence);
         bench_work(&bench, 100);
     }
     bench_close(&bench);
 }
 
+/* The wait that a client's GPU was told of for a call that ended early is true for ever. */
+static void test_ring_done_stays_for_the_next_stream(void **state)
+{
+    struct bench bench;
+    bench_open(&bench, *state);
+    struct mlacat_ring_submission entry = bench_entry(&bench, 1);
+    entry.flags = MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE;
+    entry.ready = 1; /* which comes late */
+    raw_ring_send(&bench.ring, &entry);
+    entry = cancel_entry(2, 1);
+    raw_ring_send(&bench.ring, &entry);
+    assert_int_equal(raw_ring_wait(&bench.ring, 2).code, STATUS_OK);
+    assert_int_equal(raw_ring_wait(&bench.ring, 1).code, STATUS_CANCELLED);
+    assert_int_equal(bench_done(&bench), 1);
+    assert_int_equal(raw_close_stream(&bench.raw, bench.ring.stream).code, STATUS_OK);
+    raw_ring_close(&bench.ring);
+    assert_int_equal(raw_ring_open(&bench.rings, &bench.ring).code, STATUS_OK);
+    assert_int_equal(bench_done(&bench), 1);
+    bench_set_ready(&bench, 1);
+    entry = bench_entry(&bench, 3);
+    entry.flags = MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE;
+    entry.ready = bench.ring.sequence + 1;
+    raw_ring_send(&bench.ring, &entry);
+    bench_wait_taken(&bench.ring);
+    assert_false(raw_ring_has(&bench.ring)); /* the late one opens no gate of another stream's */
+    bench_set_ready(&bench, bench.ring.sequence);
+    assert_int_equal(raw_ring_wait(&bench.ring, 3).code, STATUS_OK);
+    assert_int_equal(bench_done(&bench), 3);
+    bench_close(&bench);
+}
+
+/* As many calls as the limit says, and a request to cancel: also where the limit is no power of two. */
+static void test_ring_holds_as_many_calls_as_it_should(void **state)
+{
+    static const uint32_t limits[] = {1, 2, 3, 300};
+    (void)state;
+    for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
+        struct server server;
+        struct bench bench;
+        char options[64];
+        snprintf(options, sizeof(options), "max_stream_calls = %u\n", limits[i]);
+        server_start(&server, options);
+        bench_open(&bench, &server);
+        assert_int_equal(bench.ring.calls, limits[i]);
+        struct mlacat_ring_submission entry = bench_entry(&bench, 0);
+        entry.flags = MLACAT_RING_SUBMIT_READY;
+        entry.ready = 1;
+        for (; entry.call_id < limits[i]; entry.call_id++) {
+            raw_ring_send(&bench.ring, &entry);
+        }
+        entry = cancel_entry(1000, 0);
+        raw_ring_send(&bench.ring, &entry);
+        assert_int_equal(raw_ring_wait(&bench.ring, 0).code, STATUS_CANCELLED);
+        assert_int_equal(raw_ring_wait(&bench.ring, 1000).code, STATUS_OK);
+        bench_set_ready(&bench, 1);
+        for (uint64_t id = 1; id < limits[i]; id++) {
+            assert_int_equal(raw_ring_wait(&bench.ring, id).code, STATUS_OK);
+        }
+        bench_work(&bench, 7);
+        bench_close(&bench);
+        server_stop(&server);
+    }
+}
+
+/* The test and the daemon on the first two processors that there are. */
+static int two_processors_setup(void **state)
+{
+    cpu_set_t two;
+    CPU_ZERO(&two);
+    assert_int_equal(sched_getaffinity(0, sizeof(all_processors), &all_processors), 0);
+    for (size_t cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&two) < 2; cpu++) {
+        if (CPU_ISSET(cpu, &all_processors)) {
+            CPU_SET(cpu, &two);
+        }
+    }
+    assert_int_equal(sched_setaffinity(0, sizeof(two), &two), 0);
+    return server_setup(state);
+}
+
+static int two_processors_teardown(void **state)
+{
+    assert_int_equal(sched_setaffinity(0, sizeof(all_processors), &all_processors), 0);
+    return server_teardown(state);
+}
+
+/* All rings are full before the first answer is read. */
 static void test_ring_64_streams_of_one_client(void **state)
 {
-    enum { STREAMS = 64, CALLS = 200 };
+    enum { STREAMS = 64, CALLS = 256 };
     static struct raw_ring rings[STREAMS];
     static struct trial trials[STREAMS];
     struct bench bench;
@@ -292,7 +384,10 @@ int main(void)
         WITH_SERVER(test_ring_full_is_taken_up_again),
         WITH_SERVER(test_ring_and_packets_do_not_mix),
         WITH_SERVER(test_ring_close_ends_what_is_there),
-        WITH_SERVER(test_ring_64_streams_of_one_client),
+        WITH_SERVER(test_ring_done_stays_for_the_next_stream),
+        cmocka_unit_test(test_ring_holds_as_many_calls_as_it_should),
+        cmocka_unit_test_setup_teardown(test_ring_64_streams_of_one_client, two_processors_setup,
+                                        two_processors_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

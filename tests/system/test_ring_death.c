@@ -77,7 +77,7 @@ static void send_slow(struct bench *bench, const struct trial *slow, uint32_t ca
 static void go_to(struct bench *bench, const struct trial *slow, enum step step)
 {
     struct mlacat_ring_submission entry = bench_entry(bench, 1);
-    uint32_t many = step == STEP_FULL ? bench->ring.entries + 5 : 5;
+    uint32_t many = step == STEP_FULL ? bench->ring.calls + 6 : 5;
     switch (step) {
     case STEP_WRITTEN:
     case STEP_TAIL_MOVED:
@@ -97,7 +97,7 @@ static void go_to(struct bench *bench, const struct trial *slow, enum step step)
     case STEP_FULL:
         for (uint32_t i = 0; i < many; i++) {
             raw_ring_send(&bench->ring, &entry);
-            if (i + 1 == bench->ring.entries) {
+            if (i == bench->ring.calls) {
                 bench_wait_taken(&bench->ring);
             }
         }

@@ -96,7 +96,7 @@ static void test_ring_broken_indices_end_the_session(void **state)
     struct bench bench;
     bench_open(&bench, *state);
     struct mlacat_ring_submission entry = bench_entry(&bench, 0);
-    for (; entry.call_id < bench.ring.entries; entry.call_id++) {
+    for (; entry.call_id <= bench.ring.calls; entry.call_id++) {
         raw_ring_write(&bench.ring, &entry);
     }
     raw_ring_submit(&bench.ring);

@@ -145,14 +145,23 @@ static bool refuse(struct fake *fake, int fd, uint64_t request_id, bool refused)
 static void open_stream(struct fake *fake, int fd, uint64_t id, const Mlacat__V1__OpenStream *request)
 {
     uint32_t calls = fake->mode.stream_calls != 0 ? fake->mode.stream_calls : 16;
-    uint32_t ring = 0;
-    int doorbell = -1;
-    if (request->ring && (fake->rings == NULL || !rings_take(fake->rings, &ring, &doorbell))) {
+    uint32_t stream = ++fake->last_id;
+    struct say_ring ring;
+    if (request->ring && (fake->rings == NULL || !rings_take(fake->rings, stream, &ring))) {
         say_answer(fd, id, &(struct say_status){MLACAT_RESOURCE_EXHAUSTED, MLACAT_SCOPE_CALL, "no ring is left"});
         return;
     }
     fake->seen.ring_opens += request->ring != 0;
-    say_opened(fd, id, ++fake->last_id, calls, ring, doorbell);
+    say_opened(fd, id, stream, calls, request->ring ? &ring : NULL);
+}
+
+static void close_stream(struct fake *fake, int fd, uint64_t id, const Mlacat__V1__CloseStream *request)
+{
+    fake->seen.closes++;
+    if (fake->rings != NULL) {
+        rings_put(fake->rings, request->stream->id);
+    }
+    say_answer(fd, id, &(struct say_status){0});
 }
 
 static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *request, int passed)
@@ -206,9 +215,11 @@ static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *req
     case MLACAT__V1__ENVELOPE__BODY_STATS_REQUEST:
         say_stats(fd, id);
         break;
+    case MLACAT__V1__ENVELOPE__BODY_CLOSE_STREAM:
+        close_stream(fake, fd, id, request->close_stream);
+        break;
     default:
         fake->seen.unregisters += request->body_case == MLACAT__V1__ENVELOPE__BODY_UNREGISTER_BUFFER;
-        fake->seen.closes += request->body_case == MLACAT__V1__ENVELOPE__BODY_CLOSE_STREAM;
         fake->seen.events_gone += request->body_case == MLACAT__V1__ENVELOPE__BODY_UNREGISTER_EVENT;
         fake->seen.cancels += request->body_case == MLACAT__V1__ENVELOPE__BODY_CANCEL;
         say_answer(fd, id, &(struct say_status){0});

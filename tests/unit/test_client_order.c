@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -81,11 +82,11 @@ static void test_client_order_runs_in_the_middle(void **state)
     rings_await_calls(f->rings, 1);
     struct mlacat_ring_submission last = rings_seen(f->rings).last;
     assert_int_equal(last.flags, MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE);
-    assert_int_equal(last.ready, 1);
+    assert_true(last.ready == RINGS_BEGIN + 1);
     assert_int_equal(last.call_id, id);
     assert_int_equal(rings_done(f->rings, 0), 0); /* what it waits for is not done */
     await_gpu();
-    assert_int_equal(rings_done(f->rings, 0), 1);
+    assert_true(rings_done(f->rings, 0) == RINGS_BEGIN + 1);
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
     assert_int_equal(mlacat_wait(f->stream, id, 0, NULL), MLACAT_NOT_FOUND);
     struct client_driver_seen seen = client_driver_seen();
@@ -139,49 +140,112 @@ static void test_client_order_does_not_wait_for_the_caller(void **state)
     }
 }
 
-/* The next stream on the same ring begins anew. */
+static void reopen(struct fixture *f)
+{
+    mlacat_stream_close(f->stream);
+    assert_int_equal(mlacat_stream_open(f->client, "GPU-1", &f->stream), MLACAT_OK);
+    assert_int_equal(f->stream->ring->index, 0);
+}
+
+/* The ring's numbers go on, and another CUDA stream may use it. */
 static void test_client_order_after_a_close(void **state)
 {
     struct fixture *f = *state;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
-    await_gpu();
-    mlacat_stream_close(f->stream);
-    assert_int_equal(mlacat_stream_open(f->client, "GPU-1", &f->stream), MLACAT_OK);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->other, NULL), MLACAT_OK);
-    while (client_driver_run(1) > 0) {
-        sched_yield();
+    for (int i = 1; i <= 30; i++) {
+        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, i % 2 == 1 ? f->cuda : f->other, NULL),
+                         MLACAT_OK);
+        while (client_driver_run(0) + client_driver_run(1) > 0) {
+            sched_yield();
+        }
+        assert_true(rings_done(f->rings, 0) == RINGS_BEGIN + (uint64_t)i);
+        reopen(f);
+        assert_true(f->stream->ring->sequence == RINGS_BEGIN + (uint64_t)i);
     }
     assert_int_equal(client_driver_seen().registers, 1);
 }
 
-static void *close_stream(void *user)
+struct submission {
+    struct fixture *f;
+    void *cuda;
+    enum mlacat_status status;
+    bool over;
+};
+
+static void *submit_one(void *user)
 {
-    mlacat_stream_close(user);
+    struct submission *submission = user;
+    struct fixture *f = submission->f;
+    submission->status = mlacat_submit_on_stream(f->stream, &f->call, submission->cuda, NULL);
+    __atomic_store_n(&submission->over, true, __ATOMIC_RELEASE);
     return NULL;
 }
 
-/* A write of the CUDA stream that is still to come must not hit the ring's next user. */
-static void test_client_order_keeps_its_ring_until_the_writes_are_over(void **state)
+/* What the CUDA stream of a cancelled call has yet to do goes on to be true, also when the ring has another stream; and
+ * its write would take back that stream's, so that the other CUDA stream is given nothing before. */
+static void test_client_order_write_that_is_to_come_when_the_stream_is_closed(void **state)
 {
     struct fixture *f = *state;
-    struct mlacat_buffer *later;
+    struct submission submission = {.f = f, .cuda = f->other};
     pthread_t thread;
     uint64_t id;
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, &id), MLACAT_OK);
     assert_int_equal(mlacat_cancel(f->stream, id), MLACAT_OK);
     assert_int_equal(await_failure(f), MLACAT_CANCELLED);
-    assert_int_equal(pthread_create(&thread, NULL, close_stream, f->stream), 0);
-    for (bool closing = false; !closing; sched_yield()) {
-        pthread_mutex_lock(&f->client->lock);
-        closing = f->stream->closing;
-        pthread_mutex_unlock(&f->client->lock);
-    }
-    /* Its answer would come after that to a close. */
-    assert_int_equal(mlacat_buffer_alloc(f->client, "host", 4096, &later), MLACAT_OK);
-    assert_int_equal(fake_seen(f->fake).closes, 0);
-    await_gpu();
+    reopen(f);
+    assert_int_equal(pthread_create(&thread, NULL, submit_one, &submission), 0);
+    struct timespec a_while = {.tv_nsec = 20 * TIMING_MS};
+    nanosleep(&a_while, NULL); /* it can only fail to see what is wrong */
+    assert_int_equal(client_driver_seen().writes, 1);
+    await_gpu(); /* the write, and the wait, whose word is there */
     pthread_join(thread, NULL);
-    assert_int_equal(fake_seen(f->fake).closes, 1);
+    assert_int_equal(submission.status, MLACAT_OK);
+    while (client_driver_run(1) > 0) {
+        sched_yield();
+    }
+    assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
+}
+
+/* It is an error in the end, and no hang. */
+static void test_client_order_write_that_does_not_come(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t id;
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, &id), MLACAT_OK);
+    assert_int_equal(mlacat_cancel(f->stream, id), MLACAT_OK);
+    int64_t begin_ns = timing_now();
+    reopen(f);
+    assert_true(timing_now() - begin_ns < 1000 * TIMING_MS);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->other, NULL), MLACAT_UNAVAILABLE);
+    assert_non_null(strstr(mlacat_error_message(), "submit again"));
+    assert_int_equal(client_driver_seen().writes, 1);
+    await_gpu();
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->other, NULL), MLACAT_OK);
+    while (client_driver_run(1) > 0) {
+        sched_yield();
+    }
+}
+
+/* The call is withdrawn, for nothing would let it begin, and the stream has failed. A write that the driver has not
+ * taken is not waited for. */
+static void test_client_order_write_that_failed(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    await_gpu();
+    client_driver_fail(CLIENT_DRIVER_WRITE);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_INTERNAL);
+    assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_STREAM);
+    client_driver_fail(CLIENT_DRIVER_NONE);
+    assert_int_equal(mlacat_stream_status(f->stream), MLACAT_INTERNAL);
+    assert_non_null(strstr(mlacat_error_message(), "cuStreamWriteValue64"));
+    assert_true(rings_done(f->rings, 0) == RINGS_BEGIN + 2); /* it has ended */
+    int64_t begin_ns = timing_now();
+    reopen(f);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->other, NULL), MLACAT_OK);
+    assert_true(timing_now() - begin_ns < 1000 * TIMING_MS);
+    while (client_driver_run(1) > 0) {
+        sched_yield();
+    }
 }
 
 static void test_client_order_is_bound_to_one_stream(void **state)
@@ -256,7 +320,6 @@ static void test_client_order_failed_call_lets_go_and_fails_the_stream(void **st
     assert_int_equal(client_driver_seen().writes, 1);
 }
 
-/* A value that was never published must not open the gate of the next call. */
 static void test_client_order_driver_that_fails(void **state)
 {
     struct fixture *f = *state;
@@ -264,13 +327,11 @@ static void test_client_order_driver_that_fails(void **state)
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_INTERNAL);
     client_driver_fail(CLIENT_DRIVER_ADDRESS);
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_INTERNAL);
-    client_driver_fail(CLIENT_DRIVER_WRITE);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_INTERNAL);
     assert_int_equal(rings_seen(f->rings).calls, 0);
     client_driver_fail(CLIENT_DRIVER_NONE);
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
     rings_await_calls(f->rings, 1);
-    assert_int_equal(rings_seen(f->rings).last.ready, 2);
+    assert_true(rings_seen(f->rings).last.ready == RINGS_BEGIN + 1);
     await_gpu();
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
     client_driver_fail(CLIENT_DRIVER_WAIT);
@@ -318,25 +379,11 @@ static void test_client_order_daemon_goes(void **state)
     assert_int_equal(client_driver_seen().registers, 2);
 }
 
-struct submission {
-    struct fixture *f;
-    bool over;
-};
-
-static void *submit_one(void *user)
-{
-    struct submission *submission = user;
-    struct fixture *f = submission->f;
-    mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL);
-    __atomic_store_n(&submission->over, true, __ATOMIC_RELEASE);
-    return NULL;
-}
-
 /* The driver waits for the GPU, which waits for the daemon, while a submit holds the ring. */
 static void test_client_order_daemon_goes_while_the_driver_is_full(void **state)
 {
     struct fixture *f = *state;
-    struct submission submission = {.f = f};
+    struct submission submission = {.f = f, .cuda = f->cuda};
     pthread_t thread;
     rings_set(f->rings, (struct rings_mode){.hold = true});
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
@@ -355,6 +402,40 @@ static void test_client_order_daemon_goes_while_the_driver_is_full(void **state)
     pthread_join(thread, NULL);
     await_gpu();
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_UNAVAILABLE);
+}
+
+static unsigned open_descriptors(void)
+{
+    unsigned nr = 0;
+    for (int fd = 0; fd < 1024; fd++) {
+        nr += fcntl(fd, F_GETFD) >= 0;
+    }
+    return nr;
+}
+
+/* Of a connection that has ended, the page that CUDA knows stays; descriptors and the thread do not. */
+static void test_client_order_restarts_leave_nothing(void **state)
+{
+    struct fixture *f = *state;
+    unsigned before = 0;
+    for (int i = 0; i < 20; i++) {
+        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+        await_gpu();
+        assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
+        fake_die(f->fake, NULL);
+        struct order_watch *watch = SLIST_FIRST(&f->client->watches);
+        for (bool over = false; !over; sched_yield()) {
+            pthread_mutex_lock(&f->client->lock);
+            over = watch->over;
+            pthread_mutex_unlock(&f->client->lock);
+        }
+        assert_null(SLIST_NEXT(watch, link));
+        assert_int_equal(watch->socket, -1);
+        assert_int_equal(watch->pidfd, -1);
+        before = i == 0 ? open_descriptors() : before;
+        assert_int_equal(open_descriptors(), before);
+    }
+    assert_int_equal(client_driver_seen().registers, 20);
 }
 
 /* Else the daemon would serve a parent that is gone for as long as the child lives. */
@@ -396,7 +477,9 @@ int main(void)
         TEST(test_client_order_slots_come_back),
         TEST(test_client_order_does_not_wait_for_the_caller),
         TEST(test_client_order_after_a_close),
-        TEST(test_client_order_keeps_its_ring_until_the_writes_are_over),
+        TEST(test_client_order_write_that_is_to_come_when_the_stream_is_closed),
+        TEST(test_client_order_write_that_does_not_come),
+        TEST(test_client_order_write_that_failed),
         TEST(test_client_order_is_bound_to_one_stream),
         TEST(test_client_order_refuses_before_anything_is_done),
         TEST(test_client_order_failed_call_is_seen_by_the_next),
@@ -405,6 +488,7 @@ int main(void)
         TEST(test_client_order_cancel_lets_go),
         TEST(test_client_order_daemon_goes),
         TEST(test_client_order_daemon_goes_while_the_driver_is_full),
+        TEST(test_client_order_restarts_leave_nothing),
         TEST(test_client_order_forked_child_keeps_no_connection),
         TEST(test_client_order_disconnect_lets_go),
     };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -269,6 +270,35 @@ static void test_client_ring_goes_round(void **state)
     assert_int_equal(rings_seen(f->rings).calls, 20 * RINGS_ENTRIES);
 }
 
+/* One by one past 2^32, by the fence and then by completions. */
+static void test_client_ring_numbers_pass_32_bits(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t ids[RINGS_ENTRIES - 1];
+    uint64_t sequence = RINGS_BEGIN;
+    for (; sequence < UINT32_MAX - 7; sequence++) {
+        assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
+    }
+    rings_set(f->rings, (struct rings_mode){.hold = true, .late = true});
+    for (int i = 0; i < RINGS_ENTRIES - 1; i++) {
+        assert_int_equal(mlacat_submit(f->stream, &f->call, &ids[i]), MLACAT_OK);
+    }
+    for (int i = 0; i < RINGS_ENTRIES - 2; i++) {
+        assert_int_equal(mlacat_wait(f->stream, ids[i], 0, NULL), MLACAT_DEADLINE_EXCEEDED);
+        rings_release(f->rings, 0, 1);
+        for (sequence++; rings_fence(f->rings, 0) != sequence; sched_yield()) {
+        }
+        assert_int_equal(mlacat_wait(f->stream, ids[i], 0, NULL), MLACAT_OK);
+    }
+    assert_true(sequence > UINT32_MAX);
+    rings_set(f->rings, (struct rings_mode){.hold = true});
+    assert_int_equal(mlacat_cancel(f->stream, ids[RINGS_ENTRIES - 2]), MLACAT_OK);
+    assert_int_equal(mlacat_wait(f->stream, ids[RINGS_ENTRIES - 2], -1, NULL), MLACAT_CANCELLED);
+    rings_set(f->rings, (struct rings_mode){0});
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
+    assert_int_equal(f->stream->taken, 0);
+}
+
 static void test_client_ring_wakes_a_worker_that_sleeps(void **state)
 {
     struct fixture *f = *state;
@@ -419,6 +449,7 @@ int main(void)
         TEST(test_client_ring_is_full),
         TEST(test_client_ring_submit_waits_for_entries),
         TEST(test_client_ring_goes_round),
+        TEST(test_client_ring_numbers_pass_32_bits),
         TEST(test_client_ring_wakes_a_worker_that_sleeps),
         TEST(test_client_ring_wait_sleeps_and_is_woken),
         TEST(test_client_ring_wait_takes_a_call_once),

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -179,6 +180,38 @@ static void test_client_ring_restart_ends_a_cancel(void **state)
     pthread_join(thread, NULL);
 }
 
+/* Failures are counted anew with a ring: one that the old daemon has counted must not hide one of the new. */
+static void test_client_ring_restart_counts_failures_anew(void **state)
+{
+    struct fixture *f = *state;
+    struct rings_mode fail = {.code = MLACAT_DATA_LOSS, .scope = MLACAT_SCOPE_CALL, .text = "bad"};
+    uint64_t ids[2];
+    rings_set(f->rings, fail);
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_DATA_LOSS);
+    rings_set(f->rings, (struct rings_mode){0});
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
+    fake_die(f->fake, NULL);
+    struct mlacat_health health = {.size = sizeof(health)};
+    mlacat_health(f->client, &health); /* the connection is a new one now, and so are the rings */
+    f->rings = fake_rings(f->fake);
+    fail.hold = fail.late = true;
+    rings_set(f->rings, fail);
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &ids[0]), MLACAT_OK);
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &ids[1]), MLACAT_OK);
+    rings_release(f->rings, 0, 1);
+    while (rings_failed(f->rings, 0) == 0) {
+        sched_yield();
+    }
+    rings_set(f->rings, (struct rings_mode){.late = true}); /* the second passes the fence, and no completion is seen */
+    while (rings_fence(f->rings, 0) != RINGS_BEGIN + 2) {
+        sched_yield();
+    }
+    assert_int_equal(mlacat_wait(f->stream, ids[0], 0, NULL), MLACAT_DEADLINE_EXCEEDED);
+    rings_set(f->rings, (struct rings_mode){0});
+    assert_int_equal(mlacat_wait(f->stream, ids[0], -1, NULL), MLACAT_DATA_LOSS);
+    assert_int_equal(mlacat_wait(f->stream, ids[1], -1, NULL), MLACAT_OK);
+}
+
 /* The pages are not inherited, and nothing of the library touches them there. */
 static void test_client_ring_restart_not_in_a_forked_child(void **state)
 {
@@ -224,6 +257,7 @@ int main(void)
         TEST(test_client_ring_restart_no_daemon),
         TEST(test_client_ring_restart_after_a_drain),
         TEST(test_client_ring_restart_ends_a_cancel),
+        TEST(test_client_ring_restart_counts_failures_anew),
         TEST(test_client_ring_restart_not_in_a_forked_child),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -26,7 +26,7 @@ struct taken {
 };
 
 struct one {
-    bool used;
+    uint32_t stream; /* that has it; 0: none */
     int doorbell;
     struct mlacat_ring_client *client;
     struct mlacat_ring_daemon *daemon;
@@ -165,7 +165,7 @@ static bool serve_all(struct rings *rings)
 {
     bool busy = false;
     for (int i = 0; i < RINGS_NR; i++) {
-        busy |= rings->ring[i].used && serve(rings, &rings->ring[i]);
+        busy |= rings->ring[i].stream != 0 && serve(rings, &rings->ring[i]);
     }
     return busy;
 }
@@ -256,6 +256,7 @@ struct rings *rings_new(void)
         rings->ring[i].doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         rings->ring[i].client = rings_client(rings, (uint32_t)i);
         rings->ring[i].daemon = (void *)(rings->daemon + (size_t)i * sizeof(struct mlacat_ring_daemon));
+        rings->ring[i].sequence = RINGS_BEGIN;
     }
     pthread_mutex_init(&rings->lock, NULL);
     if (pthread_create(&rings->thread, NULL, run, rings) != 0) {
@@ -299,20 +300,43 @@ const struct say_rings *rings_told(const struct rings *rings)
     return &rings->told;
 }
 
-bool rings_take(struct rings *rings, uint32_t *index, int *doorbell)
+/* As mlacat_ring.h says. */
+static void begin(struct one *one)
+{
+    one->head = one->tail = (uint32_t)one->sequence;
+    one->client->submit_tail = one->client->complete_head = one->head;
+    one->client->waiting = 0;
+    one->daemon->submit_head = one->daemon->complete_tail = one->head;
+    one->daemon->fence = one->sequence;
+}
+
+bool rings_take(struct rings *rings, uint32_t stream, struct say_ring *ring)
 {
     bool found = false;
     pthread_mutex_lock(&rings->lock);
     for (uint32_t i = 0; i < RINGS_NR && !found; i++) {
-        if (!rings->ring[i].used) {
-            found = rings->ring[i].used = true;
-            *index = i;
-            *doorbell = rings->ring[i].doorbell;
+        struct one *one = &rings->ring[i];
+        if (one->stream == 0) {
+            found = true;
+            one->stream = stream;
+            begin(one);
+            *ring = (struct say_ring){.index = i, .sequence = one->sequence, .doorbell = one->doorbell};
         }
     }
     wake(rings);
     pthread_mutex_unlock(&rings->lock);
     return found;
+}
+
+void rings_put(struct rings *rings, uint32_t stream)
+{
+    pthread_mutex_lock(&rings->lock);
+    for (int i = 0; i < RINGS_NR; i++) {
+        if (rings->ring[i].stream == stream) {
+            rings->ring[i].stream = 0;
+        }
+    }
+    pthread_mutex_unlock(&rings->lock);
 }
 
 void rings_set(struct rings *rings, struct rings_mode mode)
@@ -370,4 +394,14 @@ struct mlacat_ring_client *rings_client(struct rings *rings, uint32_t index)
 uint64_t rings_done(struct rings *rings, uint32_t index)
 {
     return __atomic_load_n(&rings_client(rings, index)->done, __ATOMIC_ACQUIRE);
+}
+
+uint64_t rings_fence(struct rings *rings, uint32_t index)
+{
+    return mlacat_ring_fence(rings->ring[index].daemon);
+}
+
+uint32_t rings_failed(struct rings *rings, uint32_t index)
+{
+    return mlacat_ring_failed(rings->ring[index].daemon);
 }

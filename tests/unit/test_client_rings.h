@@ -19,6 +19,8 @@
 
 #define RINGS_NR 3
 #define RINGS_ENTRIES 16
+/* The number of the last entry before the first, so that the 32-bit indices wrap soon. */
+#define RINGS_BEGIN ((uint64_t)UINT32_MAX - 20)
 
 struct rings;
 
@@ -26,8 +28,10 @@ struct rings *rings_new(void);
 /* As if the daemon were gone. NULL is fine. */
 void rings_free(struct rings *rings);
 const struct say_rings *rings_told(const struct rings *rings);
-/* False: all are taken. */
-bool rings_take(struct rings *rings, uint32_t *index, int *doorbell);
+/* Gives the stream the first ring that none has. False: all are taken. */
+bool rings_take(struct rings *rings, uint32_t stream, struct say_ring *ring);
+/* The stream is closed: its ring, if it has one, is free, and its numbers stay. */
+void rings_put(struct rings *rings, uint32_t stream);
 
 struct rings_mode {
     bool hold;  /* end no call until rings_release */
@@ -55,5 +59,8 @@ void rings_await_parked(struct rings *rings, uint32_t index);
 /* The client's words, as the daemon sees them. */
 struct mlacat_ring_client *rings_client(struct rings *rings, uint32_t index);
 uint64_t rings_done(struct rings *rings, uint32_t index);
+/* The daemon's. */
+uint64_t rings_fence(struct rings *rings, uint32_t index);
+uint32_t rings_failed(struct rings *rings, uint32_t index);
 
 #endif

@@ -147,7 +147,7 @@ void say_event(int fd, uint64_t request_id, uint32_t event)
     send_message(fd, &envelope, -1);
 }
 
-void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls, uint32_t ring, int doorbell)
+void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls, const struct say_ring *ring)
 {
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
     Mlacat__V1__StreamOpened body = MLACAT__V1__STREAM_OPENED__INIT;
@@ -159,9 +159,10 @@ void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls, ui
     body.calls = calls;
     ref.id = stream;
     ref.generation = SAY_STREAM_GENERATION;
-    body.has_ring = doorbell >= 0;
-    body.ring = ring;
-    send_message(fd, &envelope, doorbell);
+    body.has_ring = ring != NULL;
+    body.ring = ring != NULL ? ring->index : 0;
+    body.sequence = ring != NULL ? ring->sequence : 0;
+    send_message(fd, &envelope, ring != NULL ? ring->doorbell : -1);
 }
 
 void say_rings(int fd, uint64_t request_id, const struct say_rings *rings)

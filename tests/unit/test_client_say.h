@@ -33,8 +33,13 @@ void say_answer(int fd, uint64_t request_id, const struct say_status *said);
 void say_welcome(int fd, uint64_t request_id, int pidfd, uint64_t features, bool cuda);
 void say_registered(int fd, uint64_t request_id, uint32_t buffer);
 void say_event(int fd, uint64_t request_id, uint32_t event);
-/* doorbell -1: the stream has no ring. */
-void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls, uint32_t ring, int doorbell);
+struct say_ring {
+    uint32_t index;
+    uint64_t sequence;
+    int doorbell;
+};
+/* `ring` NULL: the stream has none. */
+void say_opened(int fd, uint64_t request_id, uint32_t stream, uint32_t calls, const struct say_ring *ring);
 struct say_rings {
     uint32_t rings;
     uint32_t entries;

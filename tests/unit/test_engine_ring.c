@@ -186,7 +186,7 @@ static int setup(void **state)
     long_naps = false;
     control_lane_init(&lane);
     assert_int_equal(engine_start(&engine, &options, &err), MLACAT_OK);
-    assert_int_equal(rings_new(2, ENTRIES, &rings, &err), MLACAT_OK);
+    assert_int_equal(rings_new(2, ENTRIES - 1, &rings, &err), MLACAT_OK);
     assert_int_equal(ring_stream_new(rings, &engine, &ring, &err), MLACAT_OK);
     client = ring->ring.client;
     daemon_page = ring->ring.daemon;

@@ -43,7 +43,8 @@ static void reset(void)
                          .submissions = submissions,
                          .completions = completions,
                          .messages = messages,
-                         .entries = ENTRIES};
+                         .entries = ENTRIES,
+                         .most = ENTRIES};
 }
 
 /* Wakes the worker as the library does. */

@@ -198,11 +198,12 @@ static void test_wire_encode_small_replies(void **state)
 static void test_wire_encode_rings(void **state)
 {
     (void)state;
-    const uint32_t ring = 0;
+    const struct wire_ring ring = {.index = 0, .sequence = UINT64_MAX - 1};
     size_t size = wire_encode_stream_opened(packet, 6, (struct wire_ref){7, 8}, 9, &ring);
     Mlacat__V1__Envelope *envelope = read_back(size, MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, 6);
     assert_true(envelope->stream_opened->has_ring);
     assert_int_equal(envelope->stream_opened->ring, 0);
+    assert_true(envelope->stream_opened->sequence == UINT64_MAX - 1);
     free_back(envelope);
     size = wire_encode_rings_opened(packet, 3, &(struct wire_rings){1, 2, 3, 4, 5, 6, 7, 8, 9});
     envelope = read_back(size, MLACAT__V1__ENVELOPE__BODY_RINGS_OPENED, 3);

@@ -378,7 +378,8 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  *
  * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
  * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one; this process
- * does not use CUDA), INVALID_ARGUMENT (`call` has a callback, or is wrong in a way that needs no daemon to see), the
+ * does not use CUDA), INVALID_ARGUMENT (`call` has a callback, or is wrong in a way that needs no daemon to see),
+ * UNAVAILABLE (a stream that was closed had the ring, and its CUDA stream has not come to its last calls for 2 s), the
  * rest as mlacat_submit. INTERNAL with scope STREAM: the driver failed midway, the call may still run, and the stream
  * is failed.
  */
