@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A rate with room for a burst: a bucket of tokens that fills by itself; who does the thing takes one.
+ * A rate with room for a burst: a bucket of tokens that fills by itself; who does the thing takes one. And what
+ * those who have gone owe, so that coming back gives nobody a bucket that is full.
  *
- * Owns:     a plain value; zeroed is full.
+ * Owns:     plain values; a zeroed bucket is full, zeroed debts are none.
  * Thread:   one at a time.
  * Lifetime: -
  * Errors:   none.
@@ -16,6 +17,16 @@ struct token_bucket {
     uint64_t full_ns; /* when it is full again */
 };
 
+/* Users whose debts are remembered at a time. A debt goes by itself: within burst / per_s its bucket is full. */
+#define TOKEN_DEBTS 64
+
+struct token_debts {
+    struct token_debt {
+        uint32_t user;
+        struct token_bucket bucket;
+    } of[TOKEN_DEBTS];
+};
+
 /* May change at any time. */
 struct token_rate {
     uint32_t per_s; /* 0: no limit */
@@ -26,5 +37,11 @@ struct token_rate {
 uint64_t token_bucket_wait_ns(const struct token_bucket *bucket, struct token_rate rate, uint64_t now_ns);
 /* Takes one, also where there is none yet: the next then comes later. */
 void token_bucket_take(struct token_bucket *bucket, struct token_rate rate, uint64_t now_ns);
+
+/* The bucket that a user starts with. */
+struct token_bucket token_debts_get(const struct token_debts *debts, uint32_t user);
+/* Remembers the bucket, if it is emptier than what is known of the user; where there is no room, only one that is
+ * emptier than another user's, who is then forgotten. */
+void token_debts_add(struct token_debts *debts, uint32_t user, const struct token_bucket *bucket);
 
 #endif

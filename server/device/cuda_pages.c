@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "clock.h"
 #include "cuda_device.h"
@@ -76,20 +75,24 @@ static uint64_t wait_ns(const struct cuda_pages *pages)
     return closed_ns == 0 || since_ns >= CUDA_CLOSE_PACE_NS ? 0 : CUDA_CLOSE_PACE_NS - since_ns;
 }
 
-/* Clients that come and go faster than the pace wait here, on the thread that may wait, for one of those before. */
-static void make_room(struct cuda_pages *pages)
+/* For clients that come and go faster than the pace. */
+static bool has_room(struct cuda_pages *pages)
 {
-    while (pages->released_nr >= CUDA_PAGES_RELEASED_MAX) {
-        const struct timespec pause = {.tv_nsec = (long)wait_ns(pages)};
-        nanosleep(&pause, NULL);
+    if (pages->released_nr >= CUDA_PAGES_RELEASED_MAX && wait_ns(pages) == 0) {
         unregister_oldest(pages);
     }
+    return pages->released_nr < CUDA_PAGES_RELEASED_MAX;
 }
 
-enum mlacat_status cuda_pages_register(struct cuda_pages *pages, void *address, size_t bytes,
+enum device_answer cuda_pages_register(struct cuda_pages *pages, void *address, size_t bytes,
                                        struct device_pages **made, struct error *err)
 {
-    make_room(pages);
+    if (!has_room(pages)) {
+        error_set(err, MLACAT_RESOURCE_EXHAUSTED,
+                  "the pages of %u rings wait to be released, which takes 10 ms each: connect less often",
+                  pages->released_nr);
+        return DEVICE_AGAIN;
+    }
     struct device_pages *fresh = malloc(sizeof(*fresh));
     /* An old size of 0 makes a second mapping of shared pages. */
     void *own = mremap(address, 0, bytes, MREMAP_MAYMOVE);
@@ -103,13 +106,13 @@ enum mlacat_status cuda_pages_register(struct cuda_pages *pages, void *address, 
         goto fail;
     }
     *made = fresh;
-    return MLACAT_OK;
+    return DEVICE_OK;
 fail:
     if (own != MAP_FAILED) {
         munmap(own, bytes);
     }
     free(fresh);
-    return err->code;
+    return DEVICE_ERROR;
 }
 
 void cuda_pages_release(struct cuda_pages *pages, struct device_pages *released)

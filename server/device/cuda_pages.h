@@ -7,7 +7,8 @@
  * Owns:     the registrations and their mappings.
  * Thread:   the device's control thread; cuda_pages_address: any.
  * Lifetime: init -> (register/release, tend)* -> fini.
- * Errors:   cuda_pages_register: RESOURCE_EXHAUSTED without memory, or what the driver says.
+ * Errors:   cuda_pages_register: AGAIN while too many wait to go; RESOURCE_EXHAUSTED without memory, or what the driver
+ *           says.
  */
 #ifndef MLACAT_DEVICE_CUDA_PAGES_H
 #define MLACAT_DEVICE_CUDA_PAGES_H
@@ -16,11 +17,9 @@
 #include <stdint.h>
 
 #include "cuda_api.h"
+#include "device.h"
 #include "list.h"
 #include "status.h"
-
-struct device;
-struct device_pages;
 
 /* Clients may come and go faster than the pace: with as many released registrations a new one waits for an old one. */
 #define CUDA_PAGES_RELEASED_MAX 64
@@ -35,7 +34,7 @@ void cuda_pages_init(struct cuda_pages *pages, struct device *device);
 /* Unregisters what was released, without pace. Accepts a zeroed one. */
 void cuda_pages_fini(struct cuda_pages *pages);
 
-enum mlacat_status cuda_pages_register(struct cuda_pages *pages, void *address, size_t bytes,
+enum device_answer cuda_pages_register(struct cuda_pages *pages, void *address, size_t bytes,
                                        struct device_pages **made, struct error *err);
 void cuda_pages_release(struct cuda_pages *pages, struct device_pages *released);
 

@@ -113,9 +113,10 @@ struct device_ops {
     uint64_t (*tend)(struct device *device, struct error *err);
 
     /* Makes `bytes` at `address`, both multiples of the page size and of a shared mapping, writable by the device. They
-     * stay mapped until pages_release, which needs all streams closed that write into them. Errors: RESOURCE_EXHAUSTED,
-     * INTERNAL. */
-    enum mlacat_status (*pages_register)(struct device *device, void *address, size_t bytes,
+     * stay mapped until pages_release, which needs all streams closed that write into them. DEVICE_AGAIN: too many that
+     * were released have not gone yet, try again in a few milliseconds; `err` is set too. DEVICE_ERROR:
+     * RESOURCE_EXHAUSTED, INTERNAL. */
+    enum device_answer (*pages_register)(struct device *device, void *address, size_t bytes,
                                          struct device_pages **pages, struct error *err);
     void (*pages_release)(struct device *device, struct device_pages *pages);
 

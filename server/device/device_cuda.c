@@ -328,7 +328,7 @@ static uint64_t cuda_tend(struct device *device, struct error *err)
     return segments_in_ns < soonest_ns ? segments_in_ns : soonest_ns;
 }
 
-static enum mlacat_status pages_register(struct device *device, void *address, size_t bytes,
+static enum device_answer pages_register(struct device *device, void *address, size_t bytes,
                                          struct device_pages **pages, struct error *err)
 {
     cuda_device_enter(device);

@@ -125,7 +125,7 @@ static enum device_answer host_event_query(struct device_event *event, struct er
     return DEVICE_OK;
 }
 
-static enum mlacat_status host_pages_register(struct device *device, void *address, size_t bytes,
+static enum device_answer host_pages_register(struct device *device, void *address, size_t bytes,
                                               struct device_pages **pages, struct error *err)
 {
     static struct device_pages all;
@@ -134,7 +134,7 @@ static enum mlacat_status host_pages_register(struct device *device, void *addre
     (void)bytes;
     (void)err;
     *pages = &all;
-    return MLACAT_OK;
+    return DEVICE_OK;
 }
 
 static void host_pages_release(struct device *device, struct device_pages *pages)

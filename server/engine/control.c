@@ -37,10 +37,13 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
 static uint64_t held_ns(const struct control *control, const struct control_lane *lane, uint64_t now_ns)
 {
     const struct control_job *job = LIST_ENTRY(lane->jobs.next, struct control_job, link);
-    if (!job->is_import || lane->hurried || control->stopping) {
+    if (lane->hurried || control->stopping) {
         return 0;
     }
-    return token_bucket_wait_ns(&lane->imports, control->import_rate, now_ns);
+    if (lane->again_ns > now_ns) {
+        return lane->again_ns - now_ns;
+    }
+    return job->is_import ? token_bucket_wait_ns(&lane->imports, control->import_rate, now_ns) : 0;
 }
 
 /* The job whose turn it is; NULL: none, and *in_ns when one that is held back will be. */
@@ -80,17 +83,31 @@ static void wait_for_job(struct control *control, uint64_t in_ns)
     pthread_cond_timedwait(&control->posted, &control->mutex, &until);
 }
 
-/* The lane goes behind all others, also behind those that came while its job ran. */
-static void end_turn(struct control *control, struct control_job *job)
+/* Of a lane that is hurried the next client of its user pays. */
+static void count_import(struct control *control, struct control_lane *lane)
+{
+    token_bucket_take(&lane->imports, control->import_rate, clock_now_ns());
+    if (lane->hurried) {
+        token_debts_add(&control->debts, lane->user, &lane->imports);
+    }
+}
+
+/* The lane goes behind all others, also behind those that came while its job ran. false: the job is still its next. */
+static bool end_turn(struct control *control, struct control_job *job)
 {
     struct control_lane *lane = job->lane;
+    bool again = job->again && !lane->hurried && !control->stopping;
     lane->running = false;
-    if (job->is_import) {
-        token_bucket_take(&lane->imports, control->import_rate, clock_now_ns());
+    if (again) {
+        lane->again_ns = clock_now_ns() + CONTROL_AGAIN_NS;
+        list_prepend(&lane->jobs, &job->link);
+    } else if (job->is_import) {
+        count_import(control, lane);
     }
     if (!list_empty(&lane->jobs)) {
         list_append(&control->turns, &lane->turn);
     }
+    return !again;
 }
 
 static void *control_main(void *arg)
@@ -108,10 +125,13 @@ static void *control_main(void *arg)
             continue;
         }
         pthread_mutex_unlock(&control->mutex);
+        job->again = false;
         job->run(job);
         tend(control); /* jobs may come without a pause */
         pthread_mutex_lock(&control->mutex);
-        end_turn(control, job);
+        if (!end_turn(control, job)) {
+            continue;
+        }
         list_append(&control->finished, &job->link);
         atomic_store(&control->any_finished, true);
         pthread_mutex_unlock(&control->mutex);
@@ -127,6 +147,14 @@ void control_lane_init(struct control_lane *lane)
     *lane = (struct control_lane){0};
     list_init(&lane->jobs);
     list_init(&lane->turn);
+}
+
+void control_lane_open(struct control *control, struct control_lane *lane, uint32_t user)
+{
+    pthread_mutex_lock(&control->mutex);
+    lane->user = user;
+    lane->imports = token_debts_get(&control->debts, user);
+    pthread_mutex_unlock(&control->mutex);
 }
 
 enum mlacat_status control_start(struct control *control, const struct device_ops *ops, struct device *device,
@@ -177,6 +205,7 @@ void control_hurry(struct control *control, struct control_lane *lane)
 {
     pthread_mutex_lock(&control->mutex);
     lane->hurried = true;
+    token_debts_add(&control->debts, lane->user, &lane->imports);
     unlock_and_tell(control);
 }
 

@@ -5,7 +5,9 @@
  *
  * Each client has a lane. The jobs of a lane run in order; the lanes take turns, one job each, so a client that asks
  * for much delays another one by no more than the job that runs. Imports of a lane that would hold up the calls of
- * others come at a bounded rate: a lane whose next job is an import too many waits, and the others go on.
+ * others come at a bounded rate: a lane whose next job is an import too many waits, and the others go on. What a client
+ * that goes owes of that rate, the next one of its user begins with: to connect again gains nothing. A lane waits as
+ * well while the device has no room for its next job.
  *
  * Owns:     its thread and the lists of jobs; a job lives in the object that it is about, a lane in its client.
  * Thread:   the loop thread. A job's `run` is called on the control thread.
@@ -29,6 +31,8 @@
 
 /* Imports that a client may make at once before import_rate holds it back. */
 #define CONTROL_IMPORT_BURST 256
+/* How long a lane waits before its next job is tried again. */
+#define CONTROL_AGAIN_NS UINT64_C(10000000)
 
 /* Under the mutex of its control. */
 struct control_lane {
@@ -36,15 +40,18 @@ struct control_lane {
     struct list_node turn; /* among the lanes that have jobs; alone while one of its jobs runs */
     bool running;
     bool hurried;
+    uint32_t user;
     struct token_bucket imports;
+    uint64_t again_ns; /* when its next job may be tried again */
 };
 
 struct control_job {
     struct list_node link;
-    void (*run)(struct control_job *job);  /* control thread */
+    void (*run)(struct control_job *job);  /* control thread; more than once if it sets `again` */
     void (*done)(struct control_job *job); /* loop thread, after run; may free the job */
     struct control_lane *lane;             /* NULL: of nobody in particular */
     bool is_import;                        /* counts against the lane's import rate */
+    bool again; /* set by run: nothing was done for want of room; it is tried again, unless the client goes */
 };
 
 /* A mutex and a condition variable: nothing here is on the path of a call. The lists are as long as there are buffers,
@@ -60,7 +67,8 @@ struct control {
     _Atomic bool any_finished; /* so that the loop takes the mutex only when there is something */
     bool stopping;
     struct token_rate import_rate;
-    struct error lost; /* the control thread's until is_lost */
+    struct token_debts debts; /* of clients that have gone */
+    struct error lost;        /* the control thread's until is_lost */
     _Atomic bool is_lost;
     struct loop_bell *bell;
     const struct device_ops *ops;
@@ -72,9 +80,11 @@ enum mlacat_status control_start(struct control *control, const struct device_op
 void control_stop(struct control *control);
 
 void control_lane_init(struct control_lane *lane);
+/* The lane, not used yet, is a client's of `user`. */
+void control_lane_open(struct control *control, struct control_lane *lane, uint32_t user);
 /* Imports of each lane in a second; 0, as at the start: no limit. */
 void control_set_import_rate(struct control *control, uint32_t imports_per_s);
-/* The client is going: what it still has to do is not held back any more. */
+/* The client is going: what it still has to do is not held back any more, and what has no room ends. */
 void control_hurry(struct control *control, struct control_lane *lane);
 
 void control_post(struct control *control, struct control_job *job);

@@ -36,6 +36,8 @@ static void run_release(struct control_job *job)
     const struct device_ops *ops = share->engine->ops;
     if (share->client_pages) {
         ops->pages_release(share->engine->device, share->client_pages);
+    }
+    if (share->daemon_pages) {
         ops->pages_release(share->engine->device, share->daemon_pages);
     }
 }
@@ -100,22 +102,22 @@ struct rings_share *rings_share_with(struct rings *rings, struct engine *engine)
     return share;
 }
 
-enum mlacat_status rings_share_register(struct rings_share *share, struct error *err)
+static enum device_answer register_once(struct rings_share *share, void *address, size_t bytes,
+                                        struct device_pages **pages, struct error *err)
 {
-    const struct device_ops *ops = share->engine->ops;
-    struct device *device = share->engine->device;
+    if (*pages) {
+        return DEVICE_OK;
+    }
+    return share->engine->ops->pages_register(share->engine->device, address, bytes, pages, err);
+}
+
+enum device_answer rings_share_register(struct rings_share *share, struct error *err)
+{
     const struct ring_pages *pages = share->rings->pages;
-    struct device_pages *client_pages;
-    if (share->client_pages) {
-        return MLACAT_OK;
+    enum device_answer answer =
+        register_once(share, pages->client, pages->client_words_bytes, &share->client_pages, err);
+    if (answer != DEVICE_OK) {
+        return answer;
     }
-    if (ops->pages_register(device, pages->client, pages->client_words_bytes, &client_pages, err) != MLACAT_OK) {
-        return err->code;
-    }
-    if (ops->pages_register(device, pages->daemon, pages->daemon_words_bytes, &share->daemon_pages, err) != MLACAT_OK) {
-        ops->pages_release(device, client_pages);
-        return err->code;
-    }
-    share->client_pages = client_pages;
-    return MLACAT_OK;
+    return register_once(share, pages->daemon, pages->daemon_words_bytes, &share->daemon_pages, err);
 }

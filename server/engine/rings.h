@@ -31,8 +31,9 @@ struct rings_share {
     struct control_job job;
     struct rings *rings;
     struct engine *engine;
+    bool asked; /* the loop's: a stream of the session has gone to the control thread to have the pages registered */
     struct device_pages *client_pages; /* control thread; NULL: not registered yet */
-    struct device_pages *daemon_pages;
+    struct device_pages *daemon_pages; /* control thread; NULL: not registered yet */
 };
 
 struct rings {
@@ -55,7 +56,7 @@ enum mlacat_status rings_get(struct rings *rings, uint32_t *index, struct error 
 void rings_put(struct rings *rings, uint32_t index, uint64_t sequence);
 
 struct rings_share *rings_share_with(struct rings *rings, struct engine *engine);
-/* Registers the pages, once. */
-enum mlacat_status rings_share_register(struct rings_share *share, struct error *err);
+/* Registers the pages, or what is left of them: once. As pages_register of device.h. */
+enum device_answer rings_share_register(struct rings_share *share, struct error *err);
 
 #endif

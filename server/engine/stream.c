@@ -53,10 +53,24 @@ static void run_open(struct control_job *job)
     struct engine *engine = stream->engine;
     if (!stream->ring) {
         engine->ops->stream_open(engine->device, NULL, &stream->device_stream, &stream->error);
-    } else if (rings_share_register(stream->ring->share, &stream->error) == MLACAT_OK) {
+        return;
+    }
+    enum device_answer answer = rings_share_register(stream->ring->share, &stream->error);
+    job->again = answer == DEVICE_AGAIN;
+    if (answer == DEVICE_OK) {
         struct device_words words = ring_stream_words(stream->ring);
         engine->ops->stream_open(engine->device, &words, &stream->device_stream, &stream->error);
     }
+}
+
+/* The first stream with a ring brings the registration of the pages, which holds others up as an import does. */
+static bool is_import(const struct stream *stream)
+{
+    if (!stream->ring || stream->ring->share->asked) {
+        return false;
+    }
+    stream->ring->share->asked = true;
+    return stream->engine->ops->import_holds_up;
 }
 
 static void attach(struct stream *stream)
@@ -72,6 +86,9 @@ static void on_open_done(struct control_job *job)
     bool wanted = stream->state == STREAM_OPENING;
     stream->at_control = false;
     if (!stream->device_stream) {
+        if (stream->ring) {
+            stream->ring->share->asked = false; /* perhaps it was the pages: the next stream tries again */
+        }
         if (wanted) {
             stream->handlers->on_opened(stream);
         }
@@ -127,7 +144,7 @@ enum mlacat_status stream_open(struct engine *engine, struct control_lane *lane,
     made->calls_nr = calls_nr;
     made->at_control = true;
     init_lists(made);
-    made->job = (struct control_job){.run = run_open, .done = on_open_done, .lane = lane};
+    made->job = (struct control_job){.run = run_open, .done = on_open_done, .lane = lane, .is_import = is_import(made)};
     list_init(&made->job.link);
     control_post(&engine->control, &made->job);
     *stream = made;

@@ -12,7 +12,6 @@
 #include "completion.h"
 #include "log.h"
 #include "op.h"
-#include "rings.h"
 #include "stream.h"
 
 #define NS_PER_MS UINT64_C(1000000)
@@ -23,13 +22,11 @@ void session_part_gone(struct session *session)
         session->events_nr > 0 || !list_empty(&session->stream_list)) {
         return;
     }
+    session_drop_rings(session);
     assert(session->calls_nr == 0 && session->mapped_bytes == 0);
     handles_fini(&session->buffers);
     handles_fini(&session->events);
     handles_fini(&session->streams);
-    if (session->rings) {
-        rings_free(session->rings);
-    }
     list_remove(&session->link);
     session->service->sessions_nr--;
     free(session);
@@ -340,6 +337,9 @@ void session_new(struct service *service, int fd, const struct peer *peer)
     list_init(&session->stream_list);
     for (uint32_t i = 0; i < SERVICE_ENGINES_MAX; i++) {
         control_lane_init(&session->lanes[i]);
+    }
+    for (uint32_t i = 0; i < service->engines_nr; i++) {
+        control_lane_open(&service->engines[i].control, &session->lanes[i], peer->uid);
     }
     list_init(&session->done);
     list_init(&session->unsent_link);

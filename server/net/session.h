@@ -60,7 +60,7 @@ struct session {
     uint32_t events_nr;                             /* all that are not gone */
     struct control_lane lanes[SERVICE_ENGINES_MAX]; /* of service->engines */
     uint32_t imports_nr;                            /* of memory and of events, under way */
-    uint64_t mapped_bytes;
+    uint64_t mapped_bytes;                          /* buffers and rings */
     uint64_t calls_total;
     uint32_t calls_nr;         /* accepted and not answered */
     struct rings *rings;       /* NULL: the client has not asked for them */
@@ -104,6 +104,8 @@ void session_unregister_buffer(struct session *session, struct wire_message *mes
 /* NULL: no registered buffer has that name. A client learns the name only when the import is done; one that guesses it
  * finds nothing. */
 struct buffer *session_find_buffer(struct session *session, struct wire_ref ref);
+/* What the client may still map. */
+uint64_t session_room_bytes(const struct session *session);
 /* Imports the memory of one operand of a call: pins it. */
 enum mlacat_status session_import_inline(struct session *session, struct call *call, int operand,
                                          struct memory_request *memory, struct conn_packet *packet, struct error *err);
@@ -133,6 +135,8 @@ void session_close_streams(struct session *session);
 
 /* session_rings.c */
 void session_open_rings(struct session *session, struct wire_message *message, struct conn_packet *packet);
+/* Lets them go; a session without rings has none. */
+void session_drop_rings(struct session *session);
 /* A ring for a new stream. FAILED_PRECONDITION: no OpenRings yet. RESOURCE_EXHAUSTED. */
 enum mlacat_status session_new_ring(struct session *session, struct engine *engine, struct ring_stream **ring,
                                     struct error *err);

@@ -36,7 +36,7 @@ struct buffer *session_find_buffer(struct session *session, struct wire_ref ref)
     return buffer && buffer->state == BUFFER_LIVE && !buffer->unwanted ? buffer : NULL;
 }
 
-static uint64_t room_bytes(const struct session *session)
+uint64_t session_room_bytes(const struct session *session)
 {
     uint64_t limit = session->service->limits.client.mapped_bytes;
     return session->mapped_bytes < limit ? limit - session->mapped_bytes : 0;
@@ -48,7 +48,7 @@ static enum mlacat_status charge(struct session *session, struct buffer *buffer)
     if (buffer->state != BUFFER_LIVE) {
         return buffer->error.code;
     }
-    if (buffer->info.charged_bytes > room_bytes(session)) {
+    if (buffer->info.charged_bytes > session_room_bytes(session)) {
         return error_set(&buffer->error, MLACAT_RESOURCE_EXHAUSTED,
                          "%" PRIu64 " bytes more would pass this client's limit of %" PRIu64 " (%" PRIu64
                          " are mapped): release buffers, or raise max_mapped",
@@ -114,7 +114,7 @@ static enum mlacat_status import(struct session *session, struct engine *engine,
 {
     take_fds(memory, packet);
     memory->user = session->peer.uid;
-    memory->limit_bytes = room_bytes(session);
+    memory->limit_bytes = session_room_bytes(session);
     if (buffer_import(engine, session_lane(session, engine), memory, &buffer_handlers, session, buffer, err) !=
         MLACAT_OK) {
         return err->code;

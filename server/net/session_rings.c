@@ -1,9 +1,42 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <inttypes.h>
+
 #include "buffers.h"
 #include "ring_stream.h"
 #include "rings.h"
 #include "session.h"
 #include "stream.h"
+
+static uint64_t charged_bytes(const struct session *session)
+{
+    return (uint64_t)session->rings->pages->client_bytes + session->rings->pages->daemon_bytes;
+}
+
+void session_drop_rings(struct session *session)
+{
+    if (session->rings) {
+        session->mapped_bytes -= charged_bytes(session);
+        rings_free(session->rings);
+        session->rings = NULL;
+    }
+}
+
+/* They count like memory that the client has mapped: the pages are touched when the client, or its calls, want. */
+static enum mlacat_status charge(struct session *session, struct error *err)
+{
+    uint64_t bytes = charged_bytes(session);
+    if (bytes <= session_room_bytes(session)) {
+        session->mapped_bytes += bytes;
+        return MLACAT_OK;
+    }
+    error_set(err, MLACAT_RESOURCE_EXHAUSTED,
+              "rings of %" PRIu64 " bytes would pass this client's limit of %" PRIu64 " (%" PRIu64
+              " are mapped): lower max_streams or max_stream_calls, raise max_mapped, or go on without a ring",
+              bytes, session->service->limits.client.mapped_bytes, session->mapped_bytes);
+    rings_free(session->rings); /* at once: no device has them yet */
+    session->rings = NULL;
+    return err->code;
+}
 
 static void publish_buffers(struct session *session)
 {
@@ -45,7 +78,8 @@ void session_open_rings(struct session *session, struct wire_message *message, s
         error_set(&err, MLACAT_UNAVAILABLE, "the service is draining: connect again when it is back");
     } else if (session->rings) {
         error_set(&err, MLACAT_ALREADY_EXISTS, "this connection has its rings already: it gets them once");
-    } else if (rings_new(rings_nr, limits->stream_calls, &session->rings, &err) == MLACAT_OK) {
+    } else if (rings_new(rings_nr, limits->stream_calls, &session->rings, &err) == MLACAT_OK &&
+               charge(session, &err) == MLACAT_OK) {
         publish_buffers(session);
         answer(session, message->request_id);
         return;

@@ -41,7 +41,7 @@ static struct device_pages *register_page(unsigned char **page)
     struct error err;
     *page = mmap(NULL, o.page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_ptr_not_equal(*page, MAP_FAILED);
-    assert_int_equal(row.ops->pages_register(row.device, *page, o.page_bytes, &pages, &err), MLACAT_OK);
+    assert_int_equal(row.ops->pages_register(row.device, *page, o.page_bytes, &pages, &err), DEVICE_OK);
     return pages;
 }
 

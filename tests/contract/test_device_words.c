@@ -30,7 +30,7 @@ static struct device_pages *register_page(unsigned char *page)
 {
     struct device_pages *pages;
     struct error err;
-    if (row.ops->pages_register(row.device, page, w.page_bytes, &pages, &err) != MLACAT_OK) {
+    if (row.ops->pages_register(row.device, page, w.page_bytes, &pages, &err) != DEVICE_OK) {
         fail_msg("pages_register: %s", err.message);
     }
     return pages;

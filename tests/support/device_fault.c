@@ -169,7 +169,7 @@ static enum device_answer fault_event_query(struct device_event *event, struct e
     return kind == FAULT_FAIL ? DEVICE_ERROR : DEVICE_AGAIN;
 }
 
-static enum mlacat_status fault_pages_register(struct device *device, void *address, size_t bytes,
+static enum device_answer fault_pages_register(struct device *device, void *address, size_t bytes,
                                                struct device_pages **pages, struct error *err)
 {
     return faults.inner->pages_register(device, address, bytes, pages, err);

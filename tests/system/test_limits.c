@@ -14,6 +14,7 @@
 
 #include "gpu_memory.h"
 #include "proc.h"
+#include "raw_ring.h"
 #include "require.h"
 #include "server.h"
 #include "trial.h"
@@ -203,6 +204,36 @@ static void test_limits_mapped_bytes(void **state)
     server_stop(&server);
 }
 
+/* Rings count as they are, however little of them is in use. */
+static void test_limits_ring_memory(void **state)
+{
+    struct server server;
+    struct raw raw;
+    struct raw watcher;
+    struct raw_rings rings;
+    (void)state;
+    server_start(&server, "max_mapped = 64KiB\nmax_streams = 2\nmax_stream_calls = 16\n");
+    raw_open(&raw, server.socket);
+    raw_open(&watcher, server.socket);
+    int half = memfd_make(32 * 1024, F_SEAL_SHRINK);
+    struct ref buffer = raw_must_register(&raw, half, 4096);
+    assert_limit(raw_rings_open(&raw, &rings), SCOPE_CALL, "max_mapped");
+    assert_int_equal(raw_stats(&raw).mapped_bytes, 32 * 1024);
+    assert_int_equal(proc_maps(server.pid, "mlacat-ring"), 0);
+    assert_int_equal(raw_unregister(&raw, buffer).code, STATUS_OK);
+    WAIT_UNTIL(raw_stats(&raw).mapped_bytes == 0);
+    struct outcome outcome = raw_rings_open(&raw, &rings);
+    REQUIRE(outcome.code == STATUS_OK, "%s", outcome.message);
+    assert_int_equal(raw_stats(&watcher).mapped_bytes, rings.opened.client_bytes + rings.opened.daemon_bytes);
+    assert_limit(raw_register(&raw, half, 4096, &buffer), SCOPE_CALL, "max_mapped");
+    raw_rings_close(&rings);
+    raw_close(&raw);
+    WAIT_UNTIL(raw_stats(&watcher).mapped_bytes == 0);
+    raw_close(&watcher);
+    close(half);
+    server_stop(&server);
+}
+
 #define IMPORT_BURST 256
 #define IMPORTS_HELD 40 /* at one each second */
 
@@ -376,6 +407,7 @@ int main(void)
     };
     const struct CMUnitTest memfd_tests[] = {
         cmocka_unit_test(test_limits_mapped_bytes),
+        cmocka_unit_test(test_limits_ring_memory),
     };
     const struct CMUnitTest gpu_tests[] = {
         cmocka_unit_test(test_limits_imports_of_one_client_wait_alone),

@@ -151,9 +151,11 @@ static bool is_alone(struct bench *neighbour, pid_t server, uint32_t fds_nr)
     static uint64_t id = 100;
     bench_work(neighbour, ++id);
     struct counts counts = raw_stats(&neighbour->raw);
+    uint64_t mapped_bytes =
+        neighbour->trial.bytes + neighbour->rings.opened.client_bytes + neighbour->rings.opened.daemon_bytes;
     return counts.clients == 1 && counts.streams == 1 && counts.buffers == 1 && counts.calls_in_flight == 0 &&
-           counts.mapped_bytes == neighbour->trial.bytes && descriptors_open(server, fds_nr) &&
-           memfds_mapped(server, 1) && proc_maps(server, "mlacat-ring") == (gpu_memory_used() ? 4 : 2);
+           counts.mapped_bytes == mapped_bytes && descriptors_open(server, fds_nr) && memfds_mapped(server, 1) &&
+           proc_maps(server, "mlacat-ring") == (gpu_memory_used() ? 4 : 2);
 }
 
 static void test_death_of_a_client_at_each_step_of_its_ring(void **state)

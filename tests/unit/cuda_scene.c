@@ -19,7 +19,7 @@ struct error err;
 struct device_pages *register_page(unsigned char *page)
 {
     struct device_pages *pages;
-    assert_int_equal(cuda_pages_register(&device.pages, page, PAGE, &pages, &err), MLACAT_OK);
+    assert_int_equal(cuda_pages_register(&device.pages, page, PAGE, &pages, &err), DEVICE_OK);
     return pages;
 }
 

@@ -64,7 +64,7 @@ static void paper_release(struct device *device, struct device_memory *memory)
     paper.released++;
 }
 
-static enum mlacat_status paper_pages_register(struct device *device, void *address, size_t bytes,
+static enum device_answer paper_pages_register(struct device *device, void *address, size_t bytes,
                                                struct device_pages **pages, struct error *err)
 {
     (void)device;
@@ -72,7 +72,7 @@ static enum mlacat_status paper_pages_register(struct device *device, void *addr
     assert_int_equal(((uintptr_t)address | bytes) % (size_t)sysconf(_SC_PAGESIZE), 0);
     *pages = &paper_pages;
     paper.pages++;
-    return MLACAT_OK;
+    return DEVICE_OK;
 }
 
 static void paper_pages_release(struct device *device, struct device_pages *pages)

@@ -33,6 +33,8 @@ static char order[JOBS_MAX + 1]; /* names of the jobs as they ran */
 static _Atomic uint32_t ran_nr;
 static _Atomic bool gate_open;
 static _Atomic bool device_gone;
+static _Atomic bool has_room; /* else jobs named 'r' are to be tried again */
+static _Atomic uint32_t tries;
 static _Atomic uint64_t now_ns;
 
 uint64_t __wrap_clock_now_ns(void);
@@ -63,6 +65,13 @@ static void run(struct control_job *job)
     struct job *mine = LIST_ENTRY(job, struct job, job);
     while (!gate_open) {
         sched_yield();
+    }
+    if (mine->name == 'r') {
+        tries++;
+        job->again = !has_room;
+        if (job->again) {
+            return;
+        }
     }
     order[ran_nr] = mine->name;
     ran_nr++;
@@ -103,6 +112,8 @@ static void start(uint32_t rate, bool open)
     jobs_nr = done_nr = 0;
     ran_nr = 0;
     gate_open = open;
+    has_room = false;
+    tries = 0;
     device_gone = false;
     now_ns = 1000 * MS;
     bell.wake = wake;
@@ -204,6 +215,90 @@ static void test_control_holds_back_nothing_of_who_goes(void **state)
     stop();
 }
 
+/* To go and come again gains a client nothing; nor does it cost who is there, or another user. */
+static void test_control_next_client_of_the_user_owes(void **state)
+{
+    (void)state;
+    start(RATE, true);
+    control_lane_open(&control, &lanes[0], 7);
+    for (int i = 0; i < CONTROL_IMPORT_BURST; i++) {
+        post(0, 'a', true);
+    }
+    wait_for_jobs(CONTROL_IMPORT_BURST);
+    control_lane_open(&control, &lanes[1], 7);
+    post(1, 'b', true);
+    wait_for_jobs(CONTROL_IMPORT_BURST + 1);
+    control_hurry(&control, &lanes[0]);
+    post(0, 'a', true); /* its last */
+    wait_for_jobs(CONTROL_IMPORT_BURST + 2);
+    control_lane_open(&control, &lanes[2], 7);
+    post(2, 'c', true);
+    post(1, 'b', true);
+    wait_for_jobs(CONTROL_IMPORT_BURST + 3);
+    assert_int_equal(order[CONTROL_IMPORT_BURST + 2], 'b');
+    now_ns += MS;
+    post(1, 'b', true);
+    wait_for_jobs(CONTROL_IMPORT_BURST + 4);
+    now_ns += MS; /* it owes for the last one too */
+    wait_for_jobs(CONTROL_IMPORT_BURST + 5);
+    assert_string_equal(order + CONTROL_IMPORT_BURST + 2, "bbc");
+    control_hurry(&control, &lanes[2]);
+    control_lane_init(&lanes[0]);
+    control_lane_open(&control, &lanes[0], 8);
+    post(0, 'd', true);
+    wait_for_jobs(CONTROL_IMPORT_BURST + 6);
+    stop();
+}
+
+static void wait_for_tries(uint32_t nr)
+{
+    while (tries < nr) {
+        sched_yield();
+    }
+    assert_int_equal(tries, nr);
+}
+
+/* Without a sleep on the control thread: others go on, and what is behind it in its lane stays there. */
+static void test_control_job_without_room_is_tried_again(void **state)
+{
+    (void)state;
+    start(1, true);
+    post(0, 'r', true);
+    post(0, 'a', false);
+    wait_for_tries(1);
+    post(1, 'b', false);
+    post(2, 'c', false);
+    wait_for_jobs(2);
+    now_ns += CONTROL_AGAIN_NS - 1;
+    post(1, 'b', false);
+    wait_for_jobs(3);
+    assert_int_equal(tries, 1);
+    now_ns += 1;
+    wait_for_tries(2);
+    post(1, 'b', false);
+    wait_for_jobs(4);                              /* the second try's turn is over */
+    assert_int_equal(lanes[0].imports.full_ns, 0); /* a try costs nothing */
+    has_room = true;
+    now_ns += CONTROL_AGAIN_NS;
+    wait_for_jobs(6);
+    assert_string_equal(order, "bcbbra");
+    assert_int_not_equal(lanes[0].imports.full_ns, 0);
+    stop();
+}
+
+static void test_control_job_without_room_ends_with_its_client(void **state)
+{
+    (void)state;
+    start(0, true);
+    post(0, 'r', false);
+    wait_for_tries(1);
+    control_hurry(&control, &lanes[0]);
+    wait_for_jobs(1);
+    assert_in_range(tries, 1, 2); /* the hurry may have come before the first one's end */
+    ran_nr++;                     /* for stop, which counts */
+    stop();
+}
+
 static void test_control_new_rate_holds_at_once(void **state)
 {
     (void)state;
@@ -243,6 +338,9 @@ int main(void)
         cmocka_unit_test(test_control_lanes_take_turns_and_keep_their_order),
         cmocka_unit_test(test_control_imports_of_a_lane_keep_the_rate),
         cmocka_unit_test(test_control_holds_back_nothing_of_who_goes),
+        cmocka_unit_test(test_control_next_client_of_the_user_owes),
+        cmocka_unit_test(test_control_job_without_room_is_tried_again),
+        cmocka_unit_test(test_control_job_without_room_ends_with_its_client),
         cmocka_unit_test(test_control_new_rate_holds_at_once),
         cmocka_unit_test(test_control_stop_runs_what_is_held_back),
         cmocka_unit_test(test_control_tells_of_a_lost_device_without_jobs),

@@ -250,6 +250,13 @@ static void test_cuda_pages_released_are_bounded(void **state)
         driver.now_ns += i < CUDA_PAGES_RELEASED_MAX ? 0 : CUDA_CLOSE_PACE_NS;
         cuda_pages_release(&device.pages, register_page(page));
     }
+    assert_int_equal(driver.pages, before + CUDA_PAGES_RELEASED_MAX);
+    struct device_pages *none = NULL;
+    driver.now_ns += CUDA_CLOSE_PACE_NS - 1;
+    assert_int_equal(cuda_pages_register(&device.pages, page, PAGE, &none, &err), DEVICE_AGAIN);
+    assert_int_equal(err.code, MLACAT_RESOURCE_EXHAUSTED);
+    assert_null(none);
+    driver.now_ns -= CUDA_CLOSE_PACE_NS - 1;
     munmap(page, PAGE);
     assert_int_equal(driver.pages, before + CUDA_PAGES_RELEASED_MAX);
     assert_int_equal(device.segments.closed_ns, driver.now_ns); /* others wait for their turn too */
@@ -268,7 +275,8 @@ static void test_cuda_pages_each_call_failing_in_turn(void **state)
         driver.total = 0;
         driver.fail_at = fail_at;
         driver.fail_result = 2;
-        assert_int_equal(cuda_pages_register(&device.pages, page, PAGE, &pages, &err), MLACAT_RESOURCE_EXHAUSTED);
+        assert_int_equal(cuda_pages_register(&device.pages, page, PAGE, &pages, &err), DEVICE_ERROR);
+        assert_int_equal(err.code, MLACAT_RESOURCE_EXHAUSTED);
         assert_int_equal(driver.pages, before);
     }
     driver.fail_at = 0;

@@ -71,6 +71,55 @@ static void test_token_bucket_forgets_a_slower_rate(void **state)
     assert_int_equal(token_bucket_wait_ns(&bucket, fast, START), MS);
 }
 
+static struct token_bucket full_in(uint64_t ms)
+{
+    return (struct token_bucket){.full_ns = START + ms * MS};
+}
+
+static uint64_t debt_of(const struct token_debts *debts, uint32_t user)
+{
+    uint64_t full_ns = token_debts_get(debts, user).full_ns;
+    return full_ns ? (full_ns - START) / MS : 0;
+}
+
+static void test_token_debts_are_each_users_largest(void **state)
+{
+    static struct token_debts debts;
+    const struct token_bucket most = full_in(30);
+    const struct token_bucket less = full_in(20);
+    (void)state;
+    assert_int_equal(debt_of(&debts, 0), 0);
+    token_debts_add(&debts, 0, &most);
+    assert_int_equal(debt_of(&debts, 7), 0);
+    token_debts_add(&debts, 7, &less);
+    token_debts_add(&debts, 0, &less); /* of another client of the same user */
+    assert_int_equal(debt_of(&debts, 0), 30);
+    assert_int_equal(debt_of(&debts, 7), 20);
+    token_debts_add(&debts, 7, &most);
+    assert_int_equal(debt_of(&debts, 7), 30);
+}
+
+static void test_token_debts_forget_who_owes_least(void **state)
+{
+    static struct token_debts debts;
+    const struct token_bucket least = full_in(1);
+    const struct token_bucket more = full_in(50);
+    const struct token_bucket none = {0};
+    (void)state;
+    for (uint32_t user = 0; user < TOKEN_DEBTS; user++) {
+        const struct token_bucket bucket = full_in(2 + user);
+        token_debts_add(&debts, user, &bucket);
+    }
+    token_debts_add(&debts, 100, &least); /* nobody else is forgotten for it */
+    token_debts_add(&debts, 101, &none);
+    assert_int_equal(debt_of(&debts, 100), 0);
+    assert_int_equal(debt_of(&debts, 0), 2);
+    token_debts_add(&debts, 102, &more);
+    assert_int_equal(debt_of(&debts, 102), 50);
+    assert_int_equal(debt_of(&debts, 0), 0);
+    assert_int_equal(debt_of(&debts, 1), 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -78,6 +127,8 @@ int main(void)
         cmocka_unit_test(test_token_bucket_holds_no_more_than_a_burst),
         cmocka_unit_test(test_token_bucket_without_a_rate_never_waits),
         cmocka_unit_test(test_token_bucket_forgets_a_slower_rate),
+        cmocka_unit_test(test_token_debts_are_each_users_largest),
+        cmocka_unit_test(test_token_debts_forget_who_owes_least),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
