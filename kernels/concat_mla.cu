@@ -11,10 +11,14 @@
  *     b        input   bytes    any, 0 and negative too  the same
  *
  * No operand is NULL but b with b_bytes == 0 (concat_mla_launch.c makes other calls so). No byte that is read is
- * written by the same launch, so inputs may go through the read-only path.
+ * written by the same launch, so inputs may go through the read-only path; but not those of concat_mla_V_signal, which
+ * may begin before a client's kernel has written them.
  *
  * Kernels: concat_mla_V copies one call, or a piece of it, with vectors of V bytes; concat_mla_many copies up to
- * CONCAT_MLA_MANY_CALLS whole calls, each with the vector that its range names, and none of them in two pieces.
+ * CONCAT_MLA_MANY_CALLS whole calls, each with the vector that its range names, and none of them in two pieces;
+ * concat_mla_V_signal copies what one block can, and then tells the CPU that it is done, sooner than a write that the
+ * driver puts behind a launch would. It may be there before its turn, and look itself at the word that says that its
+ * inputs are.
  *
  * Thread map. Two of them; a unit is what the range counts, a block the call's own: of concat_mla_many's grid each call
  * has a stretch.
@@ -81,18 +85,24 @@ static __device__ __forceinline__ P *at_row(P *base, struct row row, long long s
     return base + (long long)(row.q * (u64)stride1 + row.carry * ((u64)stride0 - dim1 * (u64)stride1));
 }
 
+/* FRESH: what others may have written since the kernel began. */
+template <bool FRESH, typename V> static __device__ __forceinline__ V load(const V *from)
+{
+    return FRESH ? *from : __ldg(from);
+}
+
 #define ROW_OF(x) (V *)at_row((unsigned char *)args.x, row, args.x##_stride0, args.x##_stride1, args.dim1)
 #define CONST_ROW_OF(x) \
     (const V *)at_row((const unsigned char *)args.x, row, args.x##_stride0, args.x##_stride1, args.dim1)
 
-template <typename V, unsigned THREADS>
+template <typename V, unsigned THREADS, bool FRESH>
 static __device__ __forceinline__ void copy_flat(const struct concat_mla_args &args,
-                                                 const struct concat_mla_range &range, unsigned block)
+                                                 const struct concat_mla_range &range, unsigned block, unsigned thread)
 {
     const unsigned nr = vectors_of<V>::nr;
     const unsigned a_vectors = (unsigned)(args.a_bytes / sizeof(V));
     const unsigned row_vectors = (unsigned)((args.a_bytes + args.b_bytes) / sizeof(V));
-    const unsigned first = block * (THREADS * nr) + threadIdx.x;
+    const unsigned first = block * (THREADS * nr) + thread;
     V value[nr];
     V *to[nr];
 #pragma unroll
@@ -104,7 +114,8 @@ static __device__ __forceinline__ void copy_flat(const struct concat_mla_args &a
             const unsigned c = x - q * row_vectors;
             const struct row row = find_row(q, args, range);
             to[u] = ROW_OF(out) + c;
-            value[u] = c < a_vectors ? __ldg(CONST_ROW_OF(a) + c) : __ldg(CONST_ROW_OF(b) + (c - a_vectors));
+            value[u] =
+                c < a_vectors ? load<FRESH>(CONST_ROW_OF(a) + c) : load<FRESH>(CONST_ROW_OF(b) + (c - a_vectors));
         }
     }
 #pragma unroll
@@ -115,20 +126,20 @@ static __device__ __forceinline__ void copy_flat(const struct concat_mla_args &a
     }
 }
 
-template <typename V, unsigned THREADS>
-static __device__ __forceinline__ void copy_window(const struct concat_mla_args &args,
-                                                   const struct concat_mla_range &range, unsigned block)
+template <typename V, unsigned THREADS, bool FRESH>
+static __device__ __forceinline__ void
+copy_window(const struct concat_mla_args &args, const struct concat_mla_range &range, unsigned block, unsigned thread)
 {
     const unsigned nr = vectors_of<V>::nr;
     const unsigned a_vectors = (unsigned)(args.a_bytes / sizeof(V));
     const unsigned row_vectors = (unsigned)((args.a_bytes + args.b_bytes) / sizeof(V));
     const unsigned row_windows = (row_vectors + WARP_THREADS * nr - 1) / (WARP_THREADS * nr);
-    const unsigned x = block * (THREADS / WARP_THREADS) + threadIdx.x / WARP_THREADS;
+    const unsigned x = block * (THREADS / WARP_THREADS) + thread / WARP_THREADS;
     if (x >= range.units) {
         return;
     }
     const unsigned q = divide(x, range.row_multiplier, range.row_shift);
-    const unsigned first = (x - q * row_windows) * (WARP_THREADS * nr) + threadIdx.x % WARP_THREADS;
+    const unsigned first = (x - q * row_windows) * (WARP_THREADS * nr) + thread % WARP_THREADS;
     const struct row row = find_row(q, args, range);
     const V *a = CONST_ROW_OF(a);
     const V *b = CONST_ROW_OF(b);
@@ -138,7 +149,7 @@ static __device__ __forceinline__ void copy_window(const struct concat_mla_args 
     for (unsigned u = 0; u < nr; u++) {
         const unsigned c = first + u * WARP_THREADS;
         if (c < row_vectors) {
-            value[u] = c < a_vectors ? __ldg(a + c) : __ldg(b + (c - a_vectors));
+            value[u] = c < a_vectors ? load<FRESH>(a + c) : load<FRESH>(b + (c - a_vectors));
         }
     }
 #pragma unroll
@@ -154,7 +165,7 @@ static __device__ __forceinline__ void copy_window(const struct concat_mla_args 
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ struct concat_mla_args args,   \
                                                                const __grid_constant__ struct concat_mla_range range) \
     {                                                                                                                 \
-        body<vector, threads>(args, range, blockIdx.x);                                                               \
+        body<vector, threads, false>(args, range, blockIdx.x, threadIdx.x);                                           \
     }
 
 KERNEL(concat_mla_16, copy_flat, uint4, FLAT_THREADS)
@@ -185,14 +196,78 @@ extern "C" __global__ void __launch_bounds__(CONCAT_MLA_MANY_THREADS)
     const struct concat_mla_range &range = many.range[call];
     switch (range.vector_bytes) {
     case 16:
-        return copy_flat<uint4, CONCAT_MLA_MANY_THREADS>(args, range, block);
+        return copy_flat<uint4, CONCAT_MLA_MANY_THREADS, false>(args, range, block, threadIdx.x);
     case 8:
-        return copy_flat<uint2, CONCAT_MLA_MANY_THREADS>(args, range, block);
+        return copy_flat<uint2, CONCAT_MLA_MANY_THREADS, false>(args, range, block, threadIdx.x);
     case 4:
-        return copy_window<unsigned, CONCAT_MLA_MANY_THREADS>(args, range, block);
+        return copy_window<unsigned, CONCAT_MLA_MANY_THREADS, false>(args, range, block, threadIdx.x);
     case 2:
-        return copy_window<unsigned short, CONCAT_MLA_MANY_THREADS>(args, range, block);
+        return copy_window<unsigned short, CONCAT_MLA_MANY_THREADS, false>(args, range, block, threadIdx.x);
     case 1:
-        return copy_window<unsigned char, CONCAT_MLA_MANY_THREADS>(args, range, block);
+        return copy_window<unsigned char, CONCAT_MLA_MANY_THREADS, false>(args, range, block, threadIdx.x);
     }
 }
+
+/*
+ * Waits for the word, but not for ever: it is a client's. The same answer for all threads of the block. The fence makes
+ * what the client wrote before its word known to thread 0, and the barrier to the others.
+ */
+static __device__ __forceinline__ bool pass(const struct concat_mla_gate &gate)
+{
+    __shared__ bool passed;
+    if (gate.address == 0) {
+        return true;
+    }
+    if (threadIdx.x == 0) {
+        u64 value, begin, now;
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
+        do {
+            asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(gate.address) : "memory");
+            asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+        } while ((long long)(value - gate.value) < 0 && now - begin < gate.wait_ns);
+        asm volatile("fence.acq_rel.sys;" ::: "memory");
+        passed = (long long)(value - gate.value) >= 0;
+        if (!passed) {
+            asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(gate.lapsed), "l"(gate.lapsed_value) : "memory");
+        }
+    }
+    __syncthreads();
+    return passed;
+}
+
+/*
+ * The barrier and the fence put all that the block wrote before either word, for the whole system. The words are in no
+ * order among themselves: a second fence between them would take as long as the first, a trip to host memory and back.
+ */
+static __device__ __forceinline__ void tell(const struct concat_mla_end &end)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        asm volatile("fence.acq_rel.sys;" ::: "memory");
+#pragma unroll
+        for (unsigned i = 0; i < CONCAT_MLA_END_WORDS; i++) {
+            if (end.address[i] != 0) {
+                asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(end.address[i]), "l"(end.value[i]) : "memory");
+            }
+        }
+    }
+}
+
+/* The only block; each stretch of CONCAT_MLA_MANY_THREADS of its threads does what a block of concat_mla_many does. */
+#define SIGNAL_KERNEL(name, body, vector)                                                                           \
+    extern "C" __global__ void __launch_bounds__(CONCAT_MLA_SIGNAL_THREADS) name(                                   \
+        const __grid_constant__ struct concat_mla_args args, const __grid_constant__ struct concat_mla_range range, \
+        const __grid_constant__ struct concat_mla_signal signal)                                                    \
+    {                                                                                                               \
+        if (pass(signal.gate)) {                                                                                    \
+            body<vector, CONCAT_MLA_MANY_THREADS, true>(args, range, threadIdx.x / CONCAT_MLA_MANY_THREADS,         \
+                                                        threadIdx.x % CONCAT_MLA_MANY_THREADS);                     \
+            tell(signal.end);                                                                                       \
+        }                                                                                                           \
+    }
+
+SIGNAL_KERNEL(concat_mla_16_signal, copy_flat, uint4)
+SIGNAL_KERNEL(concat_mla_8_signal, copy_flat, uint2)
+SIGNAL_KERNEL(concat_mla_4_signal, copy_window, unsigned)
+SIGNAL_KERNEL(concat_mla_2_signal, copy_window, unsigned short)
+SIGNAL_KERNEL(concat_mla_1_signal, copy_window, unsigned char)

@@ -62,14 +62,44 @@ struct concat_mla_many_args {
     unsigned first_block[CONCAT_MLA_MANY_CALLS];
 };
 
+/* What the GPU writes into host memory when all copies of a launch are done. */
+#define CONCAT_MLA_END_WORDS 2
+
+struct concat_mla_end {
+    unsigned long long address[CONCAT_MLA_END_WORDS]; /* as the GPU knows them; 0: none */
+    unsigned long long value[CONCAT_MLA_END_WORDS];
+};
+
+/*
+ * What a launch waits for before it reads anything: that the word, in host memory that others write, has reached
+ * `value`. After `wait_ns` nanoseconds it lapses: all that it does is to write `lapsed_value` into the word `lapsed`.
+ */
+struct concat_mla_gate {
+    unsigned long long address; /* as the GPU knows it; 0: nothing to wait for */
+    unsigned long long value;
+    unsigned long long wait_ns;
+    unsigned long long lapsed; /* as the GPU knows it */
+    unsigned long long lapsed_value;
+};
+
+/* Beside the arguments and the range of a launch that one block copies, and that tells its end itself. */
+#define CONCAT_MLA_SIGNAL_THREADS (6 * CONCAT_MLA_MANY_THREADS) /* at most */
+
+struct concat_mla_signal {
+    struct concat_mla_end end;
+    struct concat_mla_gate gate;
+};
+
 #ifdef __cplusplus
 static_assert(sizeof(struct concat_mla_args) == 104, "the host and the device compiler agree on the layout");
 static_assert(sizeof(struct concat_mla_range) == 20, "the host and the device compiler agree on the layout");
 static_assert(sizeof(struct concat_mla_many_args) == 4096, "what a kernel may be given");
+static_assert(sizeof(struct concat_mla_signal) == 72, "the host and the device compiler agree on the layout");
 #else
 _Static_assert(sizeof(struct concat_mla_args) == 104, "the host and the device compiler agree on the layout");
 _Static_assert(sizeof(struct concat_mla_range) == 20, "the host and the device compiler agree on the layout");
 _Static_assert(sizeof(struct concat_mla_many_args) == 4096, "what a kernel may be given");
+_Static_assert(sizeof(struct concat_mla_signal) == 72, "the host and the device compiler agree on the layout");
 #endif
 
 #endif

@@ -24,6 +24,11 @@ void concat_mla_kernel_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYT
     snprintf(name, CONCAT_MLA_NAME_BYTES, "concat_mla_%u", vector_bytes);
 }
 
+void concat_mla_signal_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES])
+{
+    snprintf(name, CONCAT_MLA_NAME_BYTES, "concat_mla_%u_signal", vector_bytes);
+}
+
 static unsigned long long divide_up(unsigned long long n, unsigned long long d)
 {
     return n / d + (n % d != 0);
@@ -213,6 +218,12 @@ int concat_mla_plan_next(struct concat_mla_plan *plan, struct concat_mla_launch 
         plan->column += row_bytes;
     }
     return 1;
+}
+
+unsigned concat_mla_signal_threads(const struct concat_mla_launch *launch)
+{
+    unsigned blocks = blocks_of(&launch->range, CONCAT_MLA_MANY_THREADS);
+    return blocks <= CONCAT_MLA_SIGNAL_THREADS / CONCAT_MLA_MANY_THREADS ? blocks * CONCAT_MLA_MANY_THREADS : 0;
 }
 
 void concat_mla_many_init(struct concat_mla_many *many, unsigned long long bytes_per_ms)

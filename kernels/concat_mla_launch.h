@@ -17,8 +17,9 @@
 #define CONCAT_MLA_NAME_BYTES 32
 #define CONCAT_MLA_MANY_NAME "concat_mla_many"
 
-/* The name of the kernel for a vector. */
+/* The names of the kernels for a vector: the plain one, and the one that tells its end. */
 void concat_mla_kernel_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES]);
+void concat_mla_signal_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES]);
 
 struct concat_mla_launch {
     struct concat_mla_args args;
@@ -44,6 +45,12 @@ void concat_mla_plan_init(struct concat_mla_plan *plan, const struct concat_mla_
                           unsigned long long bytes_per_ms);
 /* Fills the next launch; 0 when there is none left. The launches of a call may run in any order and together. */
 int concat_mla_plan_next(struct concat_mla_plan *plan, struct concat_mla_launch *launch);
+
+/*
+ * The threads of the one block that can copy all of the launch and then tells its end (concat_mla_V_signal); 0: it is
+ * too much for one.
+ */
+unsigned concat_mla_signal_threads(const struct concat_mla_launch *launch);
 
 /* One launch of concat_mla_many: `grid` blocks of CONCAT_MLA_MANY_THREADS, with `args`. */
 struct concat_mla_many {

@@ -13,6 +13,7 @@ void cuda_batch_begin(struct cuda_batch *batch, uint64_t launch_bytes)
     batch->more = false;
     batch->calls_nr = 0;
     batch->launch_bytes = launch_bytes;
+    batch->gate.address = 0;
 }
 
 static void *operand_pointer(const struct device_call *call, int operand)
@@ -76,20 +77,41 @@ bool cuda_batch_add(struct cuda_batch *batch, const struct device_call *call)
     return true;
 }
 
-int cuda_batch_launch(struct cuda_batch *batch, const struct cuda_lane *lane)
+/* The threads of the block that tells the end of the next launch; 0: it is more than that. */
+static unsigned signal_threads(const struct cuda_batch *batch)
 {
-    const struct cuda_api *cuda = lane->device->cuda;
+    return batch->calls_nr > 1 || batch->more ? 0 : concat_mla_signal_threads(&batch->launch);
+}
+
+bool cuda_batch_can_wait(const struct cuda_batch *batch)
+{
+    return batch->pending && signal_threads(batch) != 0;
+}
+
+static int launch_kernel(const struct cuda_lane *lane, struct cuda_function *function, unsigned grid, unsigned block,
+                         void **parameters)
+{
+    return lane->device->cuda->cuLaunchKernel(function, grid, 1, 1, block, 1, 1, 0, lane->stream, parameters, NULL);
+}
+
+int cuda_batch_launch(struct cuda_batch *batch, const struct cuda_lane *lane, const struct concat_mla_end *end,
+                      bool *told)
+{
     const struct cuda_kernels *kernels = &lane->device->kernels;
     struct concat_mla_launch *one = &batch->launch;
+    unsigned threads = signal_threads(batch);
     int result;
-    if (batch->calls_nr > 1) {
-        void *parameters[] = {&batch->many.args};
-        result = cuda->cuLaunchKernel(kernels->many, batch->many.grid, 1, 1, CONCAT_MLA_MANY_THREADS, 1, 1, 0,
-                                      lane->stream, parameters, NULL);
+    *told = threads != 0;
+    if (*told) {
+        struct concat_mla_signal signal = {.end = *end, .gate = batch->gate};
+        result = launch_kernel(lane, cuda_kernels_find_signal(kernels, one), 1, threads,
+                               (void *[]){&one->args, &one->range, &signal});
+    } else if (batch->calls_nr > 1) {
+        result = launch_kernel(lane, kernels->many, batch->many.grid, CONCAT_MLA_MANY_THREADS,
+                               (void *[]){&batch->many.args});
     } else {
-        void *parameters[] = {&one->args, &one->range};
-        result = cuda->cuLaunchKernel(cuda_kernels_find(kernels, one), one->grid, 1, 1, one->block, 1, 1, 0,
-                                      lane->stream, parameters, NULL);
+        result = launch_kernel(lane, cuda_kernels_find(kernels, one), one->grid, one->block,
+                               (void *[]){&one->args, &one->range});
     }
     batch->pending = batch->more && result == CUDA_RESULT_OK;
     batch->more = false;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * How calls become launches: one long call several, one call one, and small calls that stand next to each other one for
- * all of them, which costs the GPU a fraction of what a launch for each does. Private to the device layer and its
- * tests.
+ * all of them, which costs the GPU a fraction of what a launch for each does. The kernel of a call that is small and by
+ * itself tells its end itself. Private to the device layer and its tests.
  *
  * Owns:     nothing.
  * Thread:   the worker of the stream that it belongs to.
@@ -29,6 +29,7 @@ struct cuda_batch {
     struct concat_mla_launch launch;
     struct concat_mla_launch after;
     struct concat_mla_many many; /* more than one */
+    struct concat_mla_gate gate; /* what its launch waits for */
 };
 
 /* `launch_bytes`: what the memory reads and writes in a millisecond. Call it when nothing is pending. */
@@ -36,7 +37,11 @@ void cuda_batch_begin(struct cuda_batch *batch, uint64_t launch_bytes);
 /* false: the call does not go with what is there, and nothing has changed. The caller sees to it that no call touches
  * what another one writes. A call that copies nothing always fits. */
 bool cuda_batch_add(struct cuda_batch *batch, const struct device_call *call);
-/* The next launch; afterwards `pending` tells whether another one has to follow. After an error nothing is pending. */
-int cuda_batch_launch(struct cuda_batch *batch, const struct cuda_lane *lane);
+/* May the only launch wait for a word? Then it is `gate` that it waits for. */
+bool cuda_batch_can_wait(const struct cuda_batch *batch);
+/* The next launch; afterwards `pending` tells whether another one has to follow. After an error nothing is pending.
+ * `told`: the launch writes `end` when it is done; else that is left to the caller. */
+int cuda_batch_launch(struct cuda_batch *batch, const struct cuda_lane *lane, const struct concat_mla_end *end,
+                      bool *told);
 
 #endif

@@ -30,6 +30,8 @@ struct device {
     char uuid[DEVICE_UUID_BYTES];
     uint64_t launch_bytes; /* read and written in at most 1 ms with accesses of 16 bytes */
     bool vmm;              /* takes chunks by descriptor */
+    cuda_address wake;     /* a word of the GPU's own that is written to be written (cuda_flights.h) */
+    bool mps;              /* kernels of other processes run beside ours */
     struct cuda_kernels kernels;
     struct cuda_fences fences;
     struct cuda_segments segments;

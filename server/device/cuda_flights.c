@@ -21,7 +21,9 @@ enum mlacat_status cuda_flights_open(struct cuda_flights *flights, struct device
         flights->fence = words->fence;
         flights->done = words->done;
         flights->fence_at = cuda_pages_address(words->fence_pages, words->fence);
-        flights->done_at = cuda_pages_address(words->done_pages, words->done);
+        flights->done_at = cuda_pages_address(words->client_pages, words->done);
+        flights->wake_at = device->wake;
+        flights->ready_at = cuda_pages_address(words->client_pages, words->ready);
     }
     return MLACAT_OK;
 }
@@ -90,14 +92,35 @@ void cuda_flights_drop(struct cuda_flights *flights)
 
 /* ------------------------------------------------------------------------------------------------------- the order */
 
-uint32_t cuda_flight_lanes(const struct cuda_flights *flights, const struct cuda_flight *flight)
+/* 1, by the number of the lane: its fence is not as far. */
+static uint32_t is_before(const struct cuda_flights *flights, unsigned lane, uint64_t until)
+{
+    return (uint32_t)(flights->lane[lane].seen < until) << lane;
+}
+
+/* The lanes that still have something of the call. */
+static uint32_t lanes_of(const struct cuda_flights *flights, const struct cuda_flight *flight)
 {
     uint32_t lanes = 0;
-    if (flight->direct) {
-        return flights->fence_seen < flight->sequence ? 1u << flight->lane : 0;
+    if (flight->direct && flights->fence_seen >= flight->sequence) {
+        return 0;
+    }
+    if (flight->direct && !flight->armed) {
+        return 1u << CUDA_DIRECT_LANE;
     }
     for (unsigned i = 0; i < CUDA_LANES; i++) {
-        lanes |= (uint32_t)(flights->lane[i].seen < flight->until[i]) << i;
+        lanes |= is_before(flights, i, flight->until[i]);
+    }
+    return lanes;
+}
+
+uint32_t cuda_flights_awaited(const struct cuda_flights *flights)
+{
+    const struct cuda_flight *oldest = &flights->flight[flights->ended % CUDA_FLIGHTS_NR];
+    uint32_t lanes = lanes_of(flights, oldest);
+    if (oldest->tell_done && !oldest->direct) {
+        lanes |=
+            flights->done_loose ? 1u << CUDA_DIRECT_LANE : is_before(flights, CUDA_DIRECT_LANE, flights->done_until);
     }
     return lanes;
 }
@@ -108,7 +131,7 @@ uint32_t cuda_flights_lanes_before(const struct cuda_flights *flights, uint32_t 
     uint32_t lanes = 0;
     for (uint32_t i = flights->ended; i != first && (lanes & (lanes - 1)) == 0; i++) {
         if (cuda_footprints_conflict(&flights->footprint[i % CUDA_FLIGHTS_NR], footprint)) {
-            lanes |= cuda_flight_lanes(flights, &flights->flight[i % CUDA_FLIGHTS_NR]);
+            lanes |= lanes_of(flights, &flights->flight[i % CUDA_FLIGHTS_NR]);
         }
     }
     return lanes;
@@ -129,52 +152,101 @@ bool cuda_flights_conflict_since(const struct cuda_flights *flights, uint32_t fi
 
 /*
  * The fence of the words says of a call that it and all before it have ended. The GPU may write that itself, right
- * after the launch, if all calls before have ended and the words say so, or are direct on the same lane, where they end
- * first: what is right for the one before is right for all before that. Every other call moves its lane's own fence,
- * and cuda_flights_tell the words when its turn has come, which is after it saw the fence of the direct calls before,
- * and that was written behind their `done`. So no write of the GPU lands after a newer one of ours; and none of ours
- * after a newer one of the GPU's, because that is enqueued only when all of ours before are done.
+ * after the copies of the launch, if all calls before have ended and the words say so, or the one before is direct too:
+ * what is right for that is right for all before it, and it ends first, because all direct calls are on one lane. Every
+ * other call moves its lane's own fence, and cuda_flights_tell the words when its turn has come, which is after it saw
+ * the end of the direct calls before. So no write of the GPU lands after a newer one of ours; and none of ours after a
+ * newer one of the GPU's, because that is enqueued only when all of ours before are done.
+ *
+ * It is all the same whether the launch writes the words or the driver does behind it: either way that comes after the
+ * copies of the launch and before anything of the lane's next one, because launches of one CUDA stream run one after
+ * the other. But a kernel writes its two words in no order: whoever sees the fence cannot know that `done` has landed
+ * before something behind the kernel says so. A newer `done` of the GPU lands later
+ * all the same, from the same lane; a newer one of ours waits for that (cuda_flights_prove).
+ *
+ * A call that is several launches is never direct: they are on several lanes.
  */
 static bool may_be_direct(const struct cuda_flights *flights, uint32_t first, unsigned lane)
 {
     const struct cuda_flight *before = &flights->flight[(first - 1) % CUDA_FLIGHTS_NR];
-    return flights->fence && (flights->ended == first || (before->direct && before->lane == lane));
+    const struct cuda_flight *newest = &flights->flight[(flights->tail - 1) % CUDA_FLIGHTS_NR];
+    return flights->fence && lane == CUDA_DIRECT_LANE && !newest->unfinished &&
+           (flights->ended == first || before->direct);
 }
 
-static int write_words(struct cuda_flights *flights, uint32_t first, unsigned lane)
+static void end_by_words(const struct cuda_flights *flights, struct cuda_end *end)
 {
-    uint64_t done = 0;
-    int result = CUDA_RESULT_OK;
-    for (uint32_t i = first; i != flights->tail; i++) {
+    for (uint32_t i = end->first; i != flights->tail; i++) {
+        const struct cuda_flight *flight = &flights->flight[i % CUDA_FLIGHTS_NR];
+        if (flight->tell_done) {
+            end->words.address[0] = flights->done_at;
+            end->words.value[0] = flight->sequence;
+        }
+        end->words.value[1] = flight->sequence;
+    }
+    end->words.address[1] = flights->fence_at;
+}
+
+static struct concat_mla_end end_of_lane(const struct cuda_lane *lane)
+{
+    return (struct concat_mla_end){.address = {lane->fence->address}, .value = {lane->fence->written + 1}};
+}
+
+struct cuda_end cuda_flights_end(const struct cuda_flights *flights, uint32_t first, unsigned lane, bool armed)
+{
+    const struct cuda_lane *on = &flights->lane[lane];
+    struct cuda_end end = {.first = first, .lane = lane, .direct = may_be_direct(flights, first, lane), .armed = armed};
+    if (!end.direct) {
+        end.words = end_of_lane(on);
+        return end;
+    }
+    end_by_words(flights, &end);
+    if (end.words.address[0] != 0) {
+        end.behind = (struct concat_mla_end){.address = {flights->wake_at}, .value = {1}};
+    }
+    return end;
+}
+
+void cuda_flights_expect(struct cuda_flights *flights, const struct cuda_end *end, bool told)
+{
+    struct cuda_fence *fence = flights->lane[end->lane].fence;
+    fence->written += !end->direct || end->armed;
+    flights->done_loose |= told && end->direct && end->words.address[0] != 0;
+    for (uint32_t i = end->first; i != flights->tail; i++) {
         struct cuda_flight *flight = cuda_flight_at(flights, i);
-        done = flight->tell_done ? flight->sequence : done;
-        flight->direct = true;
-        flight->lane = lane;
+        flight->direct = end->direct;
+        flight->armed = end->armed;
+        if (!end->direct || end->armed) {
+            flight->until[end->lane] = fence->written;
+        }
     }
-    if (done != 0) {
-        result = cuda_lane_write(&flights->lane[lane], flights->done_at, done);
-    }
-    if (result == CUDA_RESULT_OK) {
-        result = cuda_lane_write(&flights->lane[lane], flights->fence_at, cuda_flights_newest(flights)->sequence);
-    }
-    return result;
 }
 
-int cuda_flights_write_step(struct cuda_flights *flights, uint32_t first, unsigned lane)
+/* There is a call whose `done` is ours to write. */
+static bool has_done_to_tell(const struct cuda_flights *flights)
 {
-    int result = cuda_lane_step(&flights->lane[lane]);
-    for (uint32_t i = first; i != flights->tail; i++) {
-        cuda_flight_at(flights, i)->until[lane] = flights->lane[lane].fence->written;
+    for (uint32_t i = flights->ended; i != flights->tail; i++) {
+        const struct cuda_flight *flight = &flights->flight[i % CUDA_FLIGHTS_NR];
+        if (flight->tell_done && !flight->direct) {
+            return true;
+        }
     }
-    return result;
+    return false;
 }
 
-int cuda_flights_write_end(struct cuda_flights *flights, uint32_t first, unsigned lane)
+int cuda_flights_prove(struct cuda_flights *flights)
 {
-    return may_be_direct(flights, first, lane) ? write_words(flights, first, lane)
-                                               : cuda_flights_write_step(flights, first, lane);
+    struct cuda_lane *lane = &flights->lane[CUDA_DIRECT_LANE];
+    if (!flights->done_loose || !has_done_to_tell(flights)) {
+        return CUDA_RESULT_OK;
+    }
+    struct concat_mla_end end = end_of_lane(lane);
+    flights->done_until = ++lane->fence->written;
+    flights->done_loose = false;
+    return cuda_lane_write(lane, &end);
 }
 
+/* The fence of the words last: when that of a lane says that an armed launch is over, it says whether it has run. */
 uint64_t cuda_flights_look(struct cuda_flights *flights)
 {
     uint64_t sum = 0;
@@ -188,21 +260,33 @@ uint64_t cuda_flights_look(struct cuda_flights *flights)
     return sum + flights->fence_seen;
 }
 
+/* The armed launch has run, and so does not write the lane's fence, on which the lane counts; nothing is behind it. */
+static void pass_lapse(struct cuda_lane *lane, const struct cuda_flight *flight)
+{
+    lane->seen = flight->until[CUDA_DIRECT_LANE];
+    atomic_store_explicit(lane->fence->word, lane->seen, memory_order_relaxed);
+}
+
 void cuda_flights_tell(struct cuda_flights *flights)
 {
     uint64_t fence = 0;
     uint64_t done = 0;
     for (; flights->ended != flights->tail; flights->ended++) {
-        const struct cuda_flight *flight = cuda_flight_at(flights, flights->ended);
-        if (flight->unfinished || cuda_flight_lanes(flights, flight) != 0) {
+        struct cuda_flight *flight = cuda_flight_at(flights, flights->ended);
+        if (flight->unfinished || cuda_flights_awaited(flights) != 0) {
             break;
         }
-        if (!flight->direct) {
+        if (flight->direct) {
+            flight->lapsed = flights->fence_seen < flight->sequence;
+            if (flight->armed && !flight->lapsed) {
+                pass_lapse(&flights->lane[CUDA_DIRECT_LANE], flight);
+            }
+        } else {
             done = flight->tell_done ? flight->sequence : done;
             fence = flight->error.code == MLACAT_OK ? flight->sequence : fence;
         }
     }
-    /* As the GPU does: `done` first. Release: who sees a word sees what the calls wrote. */
+    /* Release: who sees a word sees what the calls wrote. */
     if (flights->fence && done != 0) {
         __atomic_store_n(flights->done, done, __ATOMIC_RELEASE);
     }
@@ -220,6 +304,7 @@ int cuda_flights_reap(struct cuda_flights *flights, struct device_completion *do
         flights->bytes -= flight->bytes;
         done[nr].cookie = flight->cookie;
         done[nr].error = flight->error;
+        done[nr].lapsed = flight->lapsed;
         nr++;
     }
     return nr;

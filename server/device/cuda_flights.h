@@ -9,10 +9,8 @@
  *
  * Owns:     its lanes, and a pin on the memory of each call.
  * Thread:   open, close: the device's control thread. The rest: the stream's worker.
- * Lifetime: open -> (add, drop, write_*, look, tell, reap)* -> close. close accepts what a failed open left.
+ * Lifetime: open -> (add, drop, end, expect, look, tell, reap)* -> close. close accepts what a failed open left.
  * Errors:   cuda_flights_open: as cuda_lane_open. cuda_flights_add: FAILED_PRECONDITION for memory that has gone.
- *           cuda_flights_write_* give the driver's result as it is: anything but OK, and a kernel may run, and nobody
- *           will ever know when it has ended.
  */
 #ifndef MLACAT_DEVICE_CUDA_FLIGHTS_H
 #define MLACAT_DEVICE_CUDA_FLIGHTS_H
@@ -26,6 +24,8 @@
 
 /* CUDA streams of a stream. Two keep the GPU busy between launches of some length, three between short ones too. */
 #define CUDA_LANES 3
+/* The one with all calls whose end the GPU tells in the words. */
+#define CUDA_DIRECT_LANE 0
 /* Calls that a stream holds; a power of two. */
 #define CUDA_FLIGHTS_NR 128
 
@@ -33,9 +33,10 @@ struct cuda_flight {
     void *cookie;
     struct device_memory *memory[OP_OPERANDS]; /* NULL: the call has none */
     uint64_t until[CUDA_LANES];                /* it has ended when the fence of each lane is as far */
-    bool direct;                               /* not so, but when the fence of the words has `sequence`: */
-    unsigned lane;                             /* it is on this lane */
-    bool unfinished;                           /* launches of it are to follow */
+    bool direct;                               /* not so, but when the fence of the words has `sequence` */
+    bool armed;                                /* and over also when its lane's fence is as far: then it has lapsed */
+    bool lapsed;
+    bool unfinished; /* launches of it are to follow */
     bool tell_done;
     uint64_t sequence;
     uint64_t bytes;
@@ -46,9 +47,15 @@ struct cuda_flights {
     struct cuda_lane lane[CUDA_LANES];
     uint64_t *fence;   /* of the words; NULL: no words */
     uint64_t *done;    /* of the words */
-    uint64_t fence_at; /* both as the GPU knows them */
+    uint64_t fence_at; /* all three as the GPU knows them */
     uint64_t done_at;
+    uint64_t ready_at;
+    uint64_t wake_at;
     uint64_t fence_seen;
+    /* A kernel has written `done`, and nothing says that it has landed; else it has when the fence of the direct lane
+     * is as far as done_until. */
+    bool done_loose;
+    uint64_t done_until;
     uint32_t head;
     uint32_t ended;
     uint32_t tail;
@@ -78,24 +85,41 @@ enum mlacat_status cuda_flights_add(struct cuda_flights *flights, const struct d
 /* Takes the newest one back: nothing of it was launched. */
 void cuda_flights_drop(struct cuda_flights *flights);
 
-/* The lanes that still have something of the call, as far as we know: bit by bit. */
-uint32_t cuda_flight_lanes(const struct cuda_flights *flights, const struct cuda_flight *flight);
-/* The lanes with calls before `first` that conflict with the footprint; when there are two it looks for no more. */
+/* The lanes with calls before `first` that conflict with the footprint, as far as we know: bit by bit. When there are
+ * two it looks for no more. */
 uint32_t cuda_flights_lanes_before(const struct cuda_flights *flights, uint32_t first,
                                    const struct cuda_footprint *footprint);
 /* Does one from `first` on conflict with it? */
 bool cuda_flights_conflict_since(const struct cuda_flights *flights, uint32_t first,
                                  const struct cuda_footprint *footprint);
 
-/* After a launch on the lane for the calls from `first` on: the GPU tells us. */
-int cuda_flights_write_step(struct cuda_flights *flights, uint32_t first, unsigned lane);
-/* After the only launch: the GPU tells us, in the words if it may. */
-int cuda_flights_write_end(struct cuda_flights *flights, uint32_t first, unsigned lane);
+/* How the end of a launch on a lane, for the calls from `first` on, becomes known. */
+struct cuda_end {
+    uint32_t first;
+    unsigned lane;
+    bool direct; /* by the fence of the words; else by the lane's own */
+    bool armed;
+    struct concat_mla_end words;
+    /* What the driver has to write behind a launch that writes `done` itself: a word of the GPU's own that nobody
+     * reads. For a CUDA stream that waits for `done` learns late of what a kernel writes, and at once of what a stream
+     * does, whatever that is; of a word in host memory a few microseconds later. */
+    struct concat_mla_end behind;
+};
+
+/* Before the launch: what the GPU is to write, behind all that the lane has and this launch; the words, if it may. */
+struct cuda_end cuda_flights_end(const struct cuda_flights *flights, uint32_t first, unsigned lane, bool armed);
+/* After the launch: the GPU will write that. `told`: the kernel itself. */
+void cuda_flights_expect(struct cuda_flights *flights, const struct cuda_end *end, bool told);
 
 /* What the GPU has written. Returns a number that differs when something has moved. */
 uint64_t cuda_flights_look(struct cuda_flights *flights);
+/* If a call waits for a kernel's `done` to land, because its own is ours to write, and nothing will say so: has the
+ * driver write it. Gives its result. */
+int cuda_flights_prove(struct cuda_flights *flights);
 /* Moves `ended`, and the words of what the GPU has not told itself. */
 void cuda_flights_tell(struct cuda_flights *flights);
+/* The lanes that have to go on before the oldest call in flight is over, as far as we know: bit by bit. */
+uint32_t cuda_flights_awaited(const struct cuda_flights *flights);
 int cuda_flights_reap(struct cuda_flights *flights, struct device_completion *done, int max);
 
 #endif

@@ -38,6 +38,10 @@ static enum mlacat_status find_all(struct cuda_kernels *kernels, struct device *
         if (find(device, kernels->module, name, &kernels->vector[i], err) != MLACAT_OK) {
             return err->code;
         }
+        concat_mla_signal_name(1u << i, name);
+        if (find(device, kernels->module, name, &kernels->signal[i], err) != MLACAT_OK) {
+            return err->code;
+        }
     }
     return find(device, kernels->module, CONCAT_MLA_MANY_NAME, &kernels->many, err);
 }
@@ -58,8 +62,10 @@ static enum mlacat_status launch_all(struct cuda_kernels *kernels, struct device
     struct concat_mla_args args = {.dim0 = 1, .dim1 = 1};
     struct concat_mla_range range = {.units = 0};
     struct concat_mla_many_args many = {.first_block = {0}};
+    struct concat_mla_signal signal = {.gate = {.address = 0}};
     for (unsigned i = 0; i < CUDA_VECTORS_NR; i++) {
-        if (launch_empty(device, stream, kernels->vector[i], (void *[]){&args, &range}, err) != MLACAT_OK) {
+        if (launch_empty(device, stream, kernels->vector[i], (void *[]){&args, &range}, err) != MLACAT_OK ||
+            launch_empty(device, stream, kernels->signal[i], (void *[]){&args, &range, &signal}, err) != MLACAT_OK) {
             return err->code;
         }
     }
@@ -135,4 +141,10 @@ void cuda_kernels_close(struct cuda_kernels *kernels, struct device *device)
 struct cuda_function *cuda_kernels_find(const struct cuda_kernels *kernels, const struct concat_mla_launch *launch)
 {
     return kernels->vector[__builtin_ctz(launch->range.vector_bytes)];
+}
+
+struct cuda_function *cuda_kernels_find_signal(const struct cuda_kernels *kernels,
+                                               const struct concat_mla_launch *launch)
+{
+    return kernels->signal[__builtin_ctz(launch->range.vector_bytes)];
 }

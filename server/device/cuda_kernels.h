@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The kernels of one device, loaded: one for each vector, and the one for many calls.
+ * The kernels of one device, loaded: two for each vector, of which one tells its end, and the one for many calls.
  *
  * Owns:     the module.
- * Thread:   cuda_kernels_open, cuda_kernels_close: as the device's open and close. cuda_kernels_find: any worker.
+ * Thread:   cuda_kernels_open, cuda_kernels_close: as the device's open and close. The rest: any worker.
  * Lifetime: open -> find* -> close. No module is loaded after open: loading stops every stream of the process.
  * Errors:   cuda_kernels_open: as jit_load of cuda_jit.h, or what the driver says.
  */
@@ -22,6 +22,7 @@ struct device;
 struct cuda_kernels {
     struct cuda_module *module;
     struct cuda_function *vector[CUDA_VECTORS_NR]; /* by the logarithm of its bytes */
+    struct cuda_function *signal[CUDA_VECTORS_NR]; /* take a struct concat_mla_signal too */
     struct cuda_function *many;                    /* takes a struct concat_mla_many_args */
     struct jit_report report;
 };
@@ -31,7 +32,9 @@ enum mlacat_status cuda_kernels_open(struct cuda_kernels *kernels, struct device
 /* Accepts a zeroed one. */
 void cuda_kernels_close(struct cuda_kernels *kernels, struct device *device);
 
-/* The kernel for a launch; there is always one. */
+/* The kernels for a launch; there is always one. */
 struct cuda_function *cuda_kernels_find(const struct cuda_kernels *kernels, const struct concat_mla_launch *launch);
+struct cuda_function *cuda_kernels_find_signal(const struct cuda_kernels *kernels,
+                                               const struct concat_mla_launch *launch);
 
 #endif

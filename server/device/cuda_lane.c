@@ -33,16 +33,13 @@ void cuda_lane_close(struct cuda_lane *lane)
     cuda_fence_give(&lane->device->fences, lane->fence);
 }
 
-int cuda_lane_write(const struct cuda_lane *lane, cuda_address address, uint64_t value)
+int cuda_lane_write(const struct cuda_lane *lane, const struct concat_mla_end *end)
 {
-    return lane->device->cuda->cuStreamWriteValue64(lane->stream, address, value, 0);
-}
-
-int cuda_lane_step(struct cuda_lane *lane)
-{
-    int result = cuda_lane_write(lane, lane->fence->address, lane->fence->written + 1);
-    if (result == CUDA_RESULT_OK) {
-        lane->fence->written++;
+    int result = CUDA_RESULT_OK;
+    for (int i = 0; i < CONCAT_MLA_END_WORDS && result == CUDA_RESULT_OK; i++) {
+        if (end->address[i] != 0) {
+            result = lane->device->cuda->cuStreamWriteValue64(lane->stream, end->address[i], end->value[i], 0);
+        }
     }
     return result;
 }

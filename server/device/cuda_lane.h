@@ -4,9 +4,9 @@
  *
  * Owns:     the driver's stream and its fence word.
  * Thread:   open, close: the device's control thread. The rest: the worker of the stream that the lane belongs to.
- * Lifetime: open -> (write, step, look)* -> close. close accepts a zeroed one.
- * Errors:   cuda_lane_open: RESOURCE_EXHAUSTED, or what the driver says. cuda_lane_write and cuda_lane_step give the
- *           driver's result as it is.
+ * Lifetime: open -> (write, look)* -> close. close accepts a zeroed one.
+ * Errors:   cuda_lane_open: RESOURCE_EXHAUSTED, or what the driver says. cuda_lane_write gives the driver's result as
+ *           it is.
  */
 #ifndef MLACAT_DEVICE_CUDA_LANE_H
 #define MLACAT_DEVICE_CUDA_LANE_H
@@ -14,6 +14,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "concat_mla_args.h"
 #include "cuda_api.h"
 #include "cuda_fence.h"
 #include "status.h"
@@ -23,18 +24,16 @@ struct device;
 struct cuda_lane {
     struct device *device;
     struct cuda_stream *stream;
-    struct cuda_fence *fence; /* `written` of it counts the steps */
+    struct cuda_fence *fence; /* `written` of it counts the launches that move it */
     uint64_t seen;            /* of them, when somebody looked last */
 };
 
 enum mlacat_status cuda_lane_open(struct cuda_lane *lane, struct device *device, struct error *err);
 void cuda_lane_close(struct cuda_lane *lane);
 
-/* After all that was launched before, the GPU writes `value`. Anything but OK: it may run, and nobody will ever know
+/* After all that was launched before, the GPU writes the words. Anything but OK: it may run, and nobody will ever know
  * when it has ended. */
-int cuda_lane_write(const struct cuda_lane *lane, cuda_address address, uint64_t value);
-/* The same with the next number, in the lane's own word. */
-int cuda_lane_step(struct cuda_lane *lane);
+int cuda_lane_write(const struct cuda_lane *lane, const struct concat_mla_end *end);
 
 static inline void cuda_lane_look(struct cuda_lane *lane)
 {

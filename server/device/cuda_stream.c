@@ -58,19 +58,31 @@ static void check_result(struct device_stream *stream, int result, bool lost, co
     }
 }
 
-/* Without the word a kernel runs, and nobody will ever know when it has ended: its memory cannot go. */
-static void check_write(struct device_stream *stream, int result)
+/* The next launch of the calls from `first` on. Without the words at its end it runs, and nobody will ever know when it
+ * has ended: its memory cannot go. */
+static int launch(struct device_stream *stream, uint32_t first, unsigned lane)
 {
-    check_result(stream, result, result != CUDA_RESULT_OK, "cuStreamWriteValue64");
-}
-
-static int launch(struct device_stream *stream, unsigned lane)
-{
-    int result = cuda_batch_launch(&stream->batch, &stream->flights.lane[lane]);
+    struct cuda_flights *flights = &stream->flights;
+    struct cuda_end end = cuda_flights_end(flights, first, lane, stream->batch.gate.address != 0);
+    bool told;
+    if (end.armed) {
+        stream->batch.gate.lapsed = flights->lane[lane].fence->address;
+        stream->batch.gate.lapsed_value = flights->lane[lane].fence->written + 1;
+    }
+    int result = cuda_batch_launch(&stream->batch, &flights->lane[lane], &end.words, &told);
     check_result(stream, result, cuda_error_is_lost(result), "cuLaunchKernel");
-    cuda_flights_newest(&stream->flights)->unfinished = stream->batch.pending;
+    cuda_flights_newest(flights)->unfinished = stream->batch.pending;
     stream->lane = lane;
-    return result;
+    if (result != CUDA_RESULT_OK) {
+        return result;
+    }
+    int written = cuda_lane_write(&flights->lane[lane], told ? &end.behind : &end.words);
+    if (written == CUDA_RESULT_OK) {
+        cuda_flights_expect(flights, &end, told);
+        written = cuda_flights_prove(flights);
+    }
+    check_result(stream, written, written != CUDA_RESULT_OK, "cuStreamWriteValue64");
+    return CUDA_RESULT_OK;
 }
 
 static void refuse(struct device_stream *stream, int result, enum mlacat_scope scope, struct error *err)
@@ -80,13 +92,13 @@ static void refuse(struct device_stream *stream, int result, enum mlacat_scope s
 }
 
 /* Behind what it must not overtake; else the lanes take turns, so that one launch begins while the one before it ends
- * and tells of it. What is alone stays where the last one was. */
+ * and tells of it. What is alone can be direct, on the one lane for that. */
 static unsigned choose_lane(const struct device_stream *stream, uint32_t behind, bool alone)
 {
     if (behind != 0) {
         return (unsigned)__builtin_ctz(behind);
     }
-    return alone ? stream->lane : (stream->lane + 1) % CUDA_LANES;
+    return alone ? CUDA_DIRECT_LANE : (stream->lane + 1) % CUDA_LANES;
 }
 
 /*
@@ -103,12 +115,11 @@ static void advance(struct device_stream *stream)
     }
     for (; stream->batch.pending && ahead < LAUNCHES_AHEAD && stream->lost.code == MLACAT_OK; ahead++) {
         unsigned lane = choose_lane(stream, flights->ended == number ? 0 : stream->behind, false);
-        int result = launch(stream, lane);
+        int result = launch(stream, number, lane);
         if (result != CUDA_RESULT_OK) {
             refuse(stream, result, MLACAT_SCOPE_SESSION, &cuda_flights_newest(flights)->error);
             return;
         }
-        check_write(stream, cuda_flights_write_step(flights, number, lane));
     }
 }
 
@@ -120,7 +131,7 @@ static enum device_answer launch_batch(struct device_stream *stream, uint32_t fi
         return DEVICE_OK; /* they copy nothing, and end in their turn */
     }
     unsigned lane = choose_lane(stream, stream->behind, flights->ended == first);
-    int result = launch(stream, lane);
+    int result = launch(stream, first, lane);
     if (stream->lost.code != MLACAT_OK) {
         return DEVICE_OK; /* poll says it */
     }
@@ -128,9 +139,6 @@ static enum device_answer launch_batch(struct device_stream *stream, uint32_t fi
         refuse(stream, result, MLACAT_SCOPE_CALL, err);
         return DEVICE_ERROR;
     }
-    bool is_long = stream->batch.pending;
-    check_write(stream,
-                is_long ? cuda_flights_write_step(flights, first, lane) : cuda_flights_write_end(flights, first, lane));
     advance(stream);
     return DEVICE_OK;
 }
@@ -232,6 +240,34 @@ enum device_answer cuda_stream_submit(struct device_stream *stream, const struct
     return taken > 0 ? DEVICE_OK : answer;
 }
 
+enum device_answer cuda_stream_arm(struct device_stream *stream, const struct device_call *call, uint64_t value,
+                                   uint64_t wait_ns, struct error *err)
+{
+    struct cuda_flights *flights = &stream->flights;
+    struct cuda_batch *batch = &stream->batch;
+    struct cuda_footprint footprint;
+    error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the call is no quicker when it is armed: submit it when its word came");
+    if (!stream->device->mps || flights->head != flights->tail || batch->pending || stream->lost.code != MLACAT_OK) {
+        return DEVICE_AGAIN;
+    }
+    cuda_device_enter(stream->device);
+    cuda_footprint_init(&footprint, call);
+    if (cuda_flights_add(flights, call, &footprint, err) != MLACAT_OK) {
+        return DEVICE_AGAIN;
+    }
+    cuda_batch_begin(batch, stream->device->launch_bytes);
+    cuda_batch_add(batch, call);
+    if (cuda_batch_can_wait(batch)) {
+        batch->gate = (struct concat_mla_gate){.address = flights->ready_at, .value = value, .wait_ns = wait_ns};
+        if (launch(stream, flights->tail - 1, CUDA_DIRECT_LANE) == CUDA_RESULT_OK || stream->lost.code != MLACAT_OK) {
+            return DEVICE_OK; /* if it is lost, poll says it */
+        }
+    }
+    batch->pending = false;
+    cuda_flights_drop(flights);
+    return DEVICE_AGAIN;
+}
+
 /* ---------------------------------------------------------------------------------------------------------- polling */
 
 /* `progress` stands still? A kernel that faulted writes nothing; only the driver knows. A fault ends all lanes, so it
@@ -239,7 +275,7 @@ enum device_answer cuda_stream_submit(struct device_stream *stream, const struct
 static void check_alive(struct device_stream *stream, uint64_t progress)
 {
     struct cuda_flights *flights = &stream->flights;
-    uint32_t lanes = cuda_flight_lanes(flights, cuda_flight_at(flights, flights->ended));
+    uint32_t lanes = cuda_flights_awaited(flights);
     if (progress != stream->progress) {
         stream->progress = progress;
         stream->progress_ns = 0;
@@ -263,6 +299,8 @@ static void find_ended(struct device_stream *stream)
     struct cuda_flights *flights = &stream->flights;
     uint64_t progress = cuda_flights_look(flights);
     cuda_flights_tell(flights);
+    int proved = cuda_flights_prove(flights); /* for a signal, with which nothing was launched */
+    check_result(stream, proved, proved != CUDA_RESULT_OK, "cuStreamWriteValue64");
     if (stream->batch.pending) {
         cuda_device_enter(stream->device);
         advance(stream);

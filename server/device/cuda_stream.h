@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A client's stream on the GPU: calls become launches, and after each launch the GPU writes a number into a word of
- * host memory, which is all that the worker looks at.
+ * A client's stream on the GPU: calls become launches, and at the end of each the GPU writes a number into a word of
+ * host memory, which is all that the worker looks at. The kernel of a small call that is by itself does that itself.
  *
  * Calls run so that nobody can tell that they do not run one after the other. The stream has a few lanes, each a CUDA
  * stream: a call whose operands meet nothing in flight goes to the next lane, where it begins while the one before it
@@ -32,6 +32,9 @@ enum mlacat_status cuda_stream_open(struct device *device, const struct device_w
 void cuda_stream_close(struct device_stream *stream);
 enum device_answer cuda_stream_submit(struct device_stream *stream, const struct device_call *calls, uint32_t *nr,
                                       struct error *err);
+/* Only small calls, and only under MPS: without it nobody else's kernels run while ours waits. */
+enum device_answer cuda_stream_arm(struct device_stream *stream, const struct device_call *call, uint64_t value,
+                                   uint64_t wait_ns, struct error *err);
 int cuda_stream_poll(struct device_stream *stream, struct device_completion *done, int max, struct error *err);
 
 #endif

@@ -7,8 +7,8 @@
  *           until it gives them back.
  * Thread:   `open`, `close`, `mem_import`, `mem_release`, `event_import`, `event_release`, `pages_register`,
  *           `pages_release`, `tend`, `stream_open`, `stream_close`: the device's control thread only (the thread that
- *           opens it before that one runs), and they may block. `submit`, `poll`: the one worker thread that the stream
- *           belongs to; `event_query`: any worker thread; never blocking.
+ *           opens it before that one runs), and they may block. `submit`, `arm`, `poll`: the one worker thread that the
+ *           stream belongs to; `event_query`: any worker thread; never blocking.
  * Lifetime: open -> (import/release, stream_open/close, submit/poll)* -> close. close needs all streams closed and all
  *           memory and events released.
  * Errors:   as said with each slot. NODEV and AGAIN never leave the server.
@@ -57,7 +57,7 @@ struct device_call {
     void *cookie;                              /* given back in the completion */
     /* The rest is for streams with words. */
     uint64_t sequence; /* larger than that of the call before: goes into the fence word when the output is written */
-    bool tell_done;    /* it goes into the `done` word too, before the fence; also when the call fails */
+    bool tell_done;    /* it goes into the `done` word too, at about that time; also when the call fails */
     bool signal_only;  /* no call (plan and memory are not looked at): just the words, in order */
 };
 
@@ -66,12 +66,14 @@ struct device_call {
 struct device_words {
     uint64_t *fence; /* only this process and the device write it */
     struct device_pages *fence_pages;
-    uint64_t *done; /* a client's: written, never read */
-    struct device_pages *done_pages;
+    uint64_t *done;                    /* a client's: written, never read */
+    const uint64_t *ready;             /* a client's, for `arm`: any number at all */
+    struct device_pages *client_pages; /* that both are in */
 };
 
 struct device_completion {
     void *cookie;
+    bool lapsed; /* of a call that was armed: its word did not come, nothing of it has happened; `error` is not set */
     /* code OK (the rest is then not set), or why the call failed; scope SESSION: the memory itself was bad */
     struct error error;
 };
@@ -131,6 +133,12 @@ struct device_ops {
      * DEVICE_OK: at least one was taken. DEVICE_AGAIN, DEVICE_ERROR: none; the error is about the first. */
     enum device_answer (*submit)(struct device_stream *stream, const struct device_call *calls, uint32_t *nr,
                                  struct error *err);
+    /* NULL: never. Takes one call before its turn, for a stream with words that has nothing in flight: the device looks
+     * at the word `ready` itself and runs the call when that has reached `value`; after `wait_ns` (at most a
+     * millisecond) the call lapses. Nothing may be submitted behind it before it has completed. DEVICE_OK: taken.
+     * DEVICE_AGAIN: it is not taken, because that would be no quicker: submit it when its word has come. */
+    enum device_answer (*arm)(struct device_stream *stream, const struct device_call *call, uint64_t value,
+                              uint64_t wait_ns, struct error *err);
     /* Gives at most `max` completions in order of submission and returns their number; does a bounded piece of work
      * (about 1 ms at most) where the device has no engine of its own. Does not block. -1: the device is lost, `err`
      * says why, nothing more will complete. */

@@ -216,6 +216,9 @@ static void cuda_close(struct device *device)
         cuda_pages_fini(&device->pages);
         cuda_segments_fini(&device->segments);
         cuda_fences_fini(&device->fences);
+        if (device->wake != 0) {
+            device->cuda->cuMemFree(device->wake);
+        }
         cuda_kernels_close(&device->kernels, device);
         entered = NULL;
         device->cuda->cuCtxSetCurrent(NULL);
@@ -234,14 +237,13 @@ static void describe(struct device *device, struct device_info *info)
 
 static void log_open(const struct device *device)
 {
-    bool mps = attribute(device, CUDA_DEVICE_MPS_ENABLED) != 0;
     size_t free_bytes = 0;
     size_t all_bytes = 0;
     device->cuda->cuMemGetInfo(&free_bytes, &all_bytes);
     log_info("cuda_device", "uuid=%s mps=%s bytes_per_ms=%" PRIu64 " free_mib=%zu of_mib=%zu vmm=%s context_ms=%.1f",
-             device->uuid, mps ? "on" : "off", device->launch_bytes, free_bytes >> 20, all_bytes >> 20,
+             device->uuid, device->mps ? "on" : "off", device->launch_bytes, free_bytes >> 20, all_bytes >> 20,
              device->vmm ? "yes" : "no", (double)device->context_ns / 1e6);
-    if (!mps) {
+    if (!device->mps) {
         log_info("cuda_no_mps",
                  "uuid=%s note=\"each hand-over between a client's kernels and ours costs a context "
                  "switch of about 150 us: start nvidia-cuda-mps-control to avoid it\"",
@@ -254,7 +256,13 @@ static enum mlacat_status start(struct device *device, struct error *err)
 {
     cuda_device_enter(device);
     device->launch_bytes = memory_bytes_per_ms(device);
+    device->mps = attribute(device, CUDA_DEVICE_MPS_ENABLED) != 0;
     cuda_pages_init(&device->pages, device);
+    int result = device->cuda->cuMemAlloc(&device->wake, sizeof(uint64_t));
+    if (result != CUDA_RESULT_OK) {
+        device->wake = 0;
+        return cuda_device_fail(device, err, result, "cuMemAlloc", "a word of the GPU's memory");
+    }
     if (cuda_fences_init(&device->fences, device, err) != MLACAT_OK ||
         cuda_segments_init(&device->segments, device, err) != MLACAT_OK) {
         return err->code;
@@ -356,5 +364,6 @@ const struct device_ops device_cuda_ops = {
     .stream_open = cuda_stream_open,
     .stream_close = cuda_stream_close,
     .submit = cuda_stream_submit,
+    .arm = cuda_stream_arm,
     .poll = cuda_stream_poll,
 };

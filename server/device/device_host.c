@@ -330,6 +330,7 @@ static int host_poll(struct device_stream *stream, struct device_completion *don
     while (!failed && nr < max && stream->head != stream->tail && clock_now_ns() - start_ns <= POLL_NS) {
         struct error *ended = &done[nr].error;
         ended->code = MLACAT_OK;
+        done[nr].lapsed = false;
         if (!step(stream, ended)) {
             continue;
         }

@@ -63,7 +63,8 @@ struct device_words ring_stream_words(const struct ring_stream *ring)
     return (struct device_words){.fence = &ring->ring.daemon->fence,
                                  .fence_pages = ring->share->daemon_pages,
                                  .done = &ring->ring.client->done,
-                                 .done_pages = ring->share->client_pages};
+                                 .ready = &ring->ring.client->ready,
+                                 .client_pages = ring->share->client_pages};
 }
 
 /* ------------------------------------------------------------------------------------------------------ the pool */

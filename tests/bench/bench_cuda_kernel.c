@@ -4,7 +4,7 @@
  * against 64 copies, in turns, median of the pairs. A byte counts once when it is read and once when it is written (a
  * broadcast row is read once); a copy of half as many bytes moves the same number. Buffers take turns so that no call
  * finds its operands in the cache; data are random; every output is checked before its row is printed. Then many small
- * calls, in launches of one and of many (bench_cuda_many.h).
+ * calls, in launches of one and of many (bench_cuda_many.h), and how a launch tells its end (bench_cuda_end.h).
  *
  *     bench_cuda_kernel [root of the source tree] [pairs]        default . and 9
  *
@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "bench_cuda_end.h"
 #include "bench_cuda_many.h"
 #include "gpu.h"
 #include "module.h"
@@ -184,6 +185,7 @@ int main(int argc, char **argv)
         good = run_case(&cases[i], (int)pairs) && good;
     }
     good = bench_cuda_many(bytes_per_ms, (int)pairs) && good;
+    good = bench_cuda_end(bytes_per_ms, (int)pairs) && good;
     module_close();
     gpu_close();
     return good ? 0 : 1;

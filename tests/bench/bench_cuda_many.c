@@ -2,8 +2,9 @@
 /*
  * The smallest call of a decoding model (N=1, H=16, 128+64 bf16: 16 rows of 384 bytes), 4096 of them on buffers of
  * their own, and 32 of them alone. Wall time from the first call to the moment when the CPU knows that the last one has
- * ended, all that a call costs the CPU included; the ways take turns. With `fence` each launch is followed by a word
- * that the GPU writes for the CPU, as the service does, and the end is seen there; without, by a wait for the stream.
+ * ended, all that a call costs the CPU included; the ways take turns. FENCE: each launch is followed by a word that the
+ * GPU writes for the CPU, and the end is seen there; SIGNAL: its kernel writes that word, as the service has it do for
+ * a small call by itself (bench_cuda_end.h); SYNC: a wait for the stream.
  */
 #include "bench_cuda_many.h"
 
@@ -23,19 +24,28 @@
 #define IN_BYTES ((size_t)HEADS * A_BYTES + B_BYTES)
 #define POISON 0xa5
 
+enum end { SYNC, FENCE, SIGNAL };
+
 struct way {
     const char *name;
     unsigned calls;  /* in all */
     unsigned launch; /* of them in a launch */
-    bool fence;      /* after each launch */
+    enum end end;    /* of each launch */
 };
 
 static const struct way ways[] = {
-    {"4096 calls, a launch each", CALLS, 1, false},          {"4096 calls, a launch each, fence", CALLS, 1, true},
-    {"4096 calls, 8 a launch, fence", CALLS, 8, true},       {"4096 calls, 32 a launch", CALLS, 32, false},
-    {"4096 calls, 32 a launch, fence", CALLS, 32, true},     {"1 call, its own launch, fence", 1, 1, true},
-    {"1 call, launched as one of many, fence", 1, 32, true}, {"32 calls, a launch each, fence", 32, 1, true},
-    {"32 calls, one launch, fence", 32, 32, true},
+    {"4096 calls, a launch each", CALLS, 1, SYNC},
+    {"4096 calls, a launch each, fence", CALLS, 1, FENCE},
+    {"4096 calls, a launch each, own fence", CALLS, 1, SIGNAL},
+    {"4096 calls, 8 a launch, fence", CALLS, 8, FENCE},
+    {"4096 calls, 32 a launch", CALLS, 32, SYNC},
+    {"4096 calls, 32 a launch, fence", CALLS, 32, FENCE},
+    {"1 call, its own launch, fence", 1, 1, FENCE},
+    {"1 call, its kernel writes the fence", 1, 1, SIGNAL},
+    {"1 call, launched as one of many, fence", 1, 32, FENCE},
+    {"32 calls, a launch each, fence", 32, 1, FENCE},
+    {"32 calls, a launch each, own fence", 32, 1, SIGNAL},
+    {"32 calls, one launch, fence", 32, 32, FENCE},
 };
 #define WAYS_NR (sizeof(ways) / sizeof(ways[0]))
 
@@ -60,7 +70,7 @@ double bench_median(double *values, int nr)
     return values[nr / 2];
 }
 
-static double now_us(void)
+double bench_now_us(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -90,10 +100,25 @@ static void make_calls(void)
     }
 }
 
+/* The call's kernel writes the fence. */
+static void launch_signal(const struct concat_mla_args *call)
+{
+    struct concat_mla_plan plan;
+    struct concat_mla_launch one;
+    struct concat_mla_signal signal = {
+        .end = {.address = {(uintptr_t)bench.word}, .value = {++bench.written}},
+    };
+    concat_mla_plan_init(&plan, call, bench.bytes_per_ms);
+    concat_mla_plan_next(&plan, &one);
+    module_signal(&one, &signal);
+}
+
 static void launch(const struct way *way, unsigned first)
 {
     static struct concat_mla_many many;
-    if (way->launch == 1) {
+    if (way->end == SIGNAL) {
+        launch_signal(&bench.call[first]);
+    } else if (way->launch == 1) {
         module_call(&bench.call[first], bench.bytes_per_ms, NULL);
     } else {
         concat_mla_many_init(&many, bench.bytes_per_ms);
@@ -102,24 +127,24 @@ static void launch(const struct way *way, unsigned first)
         }
         module_many(&many);
     }
-    if (way->fence) {
+    if (way->end == FENCE) {
         gpu_write_word(bench.word, ++bench.written);
     }
 }
 
 static double run_us(const struct way *way)
 {
-    double begin = now_us();
+    double begin = bench_now_us();
     for (unsigned first = 0; first < way->calls; first += way->launch) {
         launch(way, first);
     }
-    if (way->fence) {
+    if (way->end != SYNC) {
         while (atomic_load_explicit(bench.word, memory_order_acquire) != bench.written) {
         }
     } else {
         gpu_sync();
     }
-    return now_us() - begin;
+    return bench_now_us() - begin;
 }
 
 /* Poisons the outputs, runs once, and looks at them. */

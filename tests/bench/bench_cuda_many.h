@@ -15,6 +15,7 @@
 
 #define BENCH_PAIRS_MAX 99
 
+double bench_now_us(void);
 /* Sorts. */
 double bench_median(double *values, int nr);
 

@@ -53,7 +53,7 @@ static int order_setup(void **state)
     }
     o.page_bytes = (size_t)sysconf(_SC_PAGESIZE);
     o.words.fence_pages = register_page(&o.pages[0]);
-    o.words.done_pages = register_page(&o.pages[1]);
+    o.words.client_pages = register_page(&o.pages[1]);
     o.words.fence = (uint64_t *)(void *)(o.pages[0] + 128);
     o.words.done = (uint64_t *)(void *)(o.pages[1] + 512);
     o.submitted = o.ended = 0;
@@ -74,7 +74,7 @@ static int order_teardown(void **state)
 {
     row.ops->stream_close(o.stream);
     row.ops->pages_release(row.device, o.words.fence_pages);
-    row.ops->pages_release(row.device, o.words.done_pages);
+    row.ops->pages_release(row.device, o.words.client_pages);
     for (int i = 0; i < 2; i++) {
         munmap(o.pages[i], o.page_bytes);
     }

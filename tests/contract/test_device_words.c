@@ -48,7 +48,7 @@ static int words_setup(void **state)
     w.words = (struct device_words){.fence = (uint64_t *)(void *)(w.fence_page + 128),
                                     .fence_pages = register_page(w.fence_page),
                                     .done = (uint64_t *)(void *)(w.done_page + 512),
-                                    .done_pages = register_page(w.done_page)};
+                                    .client_pages = register_page(w.done_page)};
     w.memory = row_memory_new(64 * WIDTH);
     memset(w.memory.client.bytes, 0, 64 * WIDTH);
     memcpy(w.memory.client.bytes, "sixteen byte row", WIDTH);
@@ -59,7 +59,7 @@ static int words_teardown(void **state)
 {
     row.ops->stream_close(w.stream);
     row.ops->pages_release(row.device, w.words.fence_pages);
-    row.ops->pages_release(row.device, w.words.done_pages);
+    row.ops->pages_release(row.device, w.words.client_pages);
     munmap(w.fence_page, w.page_bytes); /* at once: the device has no business there any more */
     munmap(w.done_page, w.page_bytes);
     row_memory_free(&w.memory);

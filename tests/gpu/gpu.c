@@ -93,6 +93,7 @@ static struct {
     int arch;
     struct context *context;
     struct stream *stream;
+    struct stream *beside;
 } gpu;
 
 __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *format, ...)
@@ -192,6 +193,7 @@ bool gpu_open(struct gpu_info *info, char *reason, size_t reason_size)
     }
     CHECK(cuCtxSetCurrent(gpu.context));
     CHECK(cuStreamCreate(&gpu.stream, STREAM_NON_BLOCKING));
+    CHECK(cuStreamCreate(&gpu.beside, STREAM_NON_BLOCKING));
     CHECK(cuDeviceGetName(info->name, (int)sizeof(info->name), gpu.device));
     CHECK(cuDriverGetVersion(&info->driver_version));
     CHECK(cuDeviceTotalMem_v2(&info->memory_bytes, gpu.device));
@@ -213,6 +215,7 @@ bool gpu_open(struct gpu_info *info, char *reason, size_t reason_size)
 void gpu_close(void)
 {
     driver.cuStreamDestroy_v2(gpu.stream);
+    driver.cuStreamDestroy_v2(gpu.beside);
     driver.cuDevicePrimaryCtxRelease_v2(gpu.device);
 }
 
@@ -330,6 +333,12 @@ void gpu_upload(void *to, const void *from, size_t size)
 {
     CHECK(cuMemcpyHtoDAsync_v2((uintptr_t)to, from, size, gpu.stream));
     gpu_sync();
+}
+
+void gpu_upload_beside(void *to, const void *from, size_t size)
+{
+    CHECK(cuMemcpyHtoDAsync_v2((uintptr_t)to, from, size, gpu.beside));
+    CHECK(cuStreamSynchronize(gpu.beside));
 }
 
 void gpu_download(void *to, const void *from, size_t size)

@@ -3,7 +3,7 @@
  * A GPU for test programs: the driver and NVRTC by dlopen, so that the programs build and start on machines that have
  * neither. The service has its own, stricter table; this one serves tests only.
  *
- * Owns:     the first visible device's primary context, one stream, every module that it compiled; gpu_close gives
+ * Owns:     the first visible device's primary context, two streams, every module that it compiled; gpu_close gives
  *           all back.
  * Thread:   the main thread only.
  * Lifetime: gpu_open -> anything -> gpu_close.
@@ -61,6 +61,8 @@ void gpu_use_stream(void *stream);
 
 /* Wait until they are done. */
 void gpu_upload(void *to, const void *from, size_t size);
+/* On a second stream, whatever the one still does. */
+void gpu_upload_beside(void *to, const void *from, size_t size);
 void gpu_download(void *to, const void *from, size_t size);
 
 void *gpu_alloc(size_t size); /* aligned to at least 256 bytes */

@@ -5,7 +5,7 @@
  * says, so a byte beside the output that changed is found as well as a wrong one in it.
  *
  *     kernel_matrix [root of the source tree] [small | tight | all]
- *         small   what fits into a few MiB, call by call and many calls in one launch
+ *         small   what fits into a few MiB, call by call, many calls in one launch, one block that tells its end
  *         tight   the same without guards, for compute-sanitizer: any access beside an operand is an invalid one
  *         all     small, and calls past 2^31 elements and 2^32 bytes (default)
  *
@@ -17,6 +17,7 @@
 #include "gpu.h"
 #include "kernel_large.h"
 #include "kernel_many.h"
+#include "kernel_signal.h"
 #include "matrix_case.h"
 #include "module.h"
 
@@ -80,6 +81,7 @@ int main(int argc, char **argv)
     module_open(root);
     bool good = run_small();
     good = kernel_many_run(info.memory_bytes_per_ms, tight) && good;
+    good = kernel_signal_run(info.memory_bytes_per_ms, tight) && good;
     if (strcmp(what, "all") == 0) {
         good = kernel_large_run(info.memory_bytes_per_ms) && good;
     }

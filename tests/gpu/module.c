@@ -13,6 +13,7 @@ static struct {
     struct gpu_module *kernels;
     struct gpu_module *reference;
     struct gpu_function *vector[KERNEL_NR];
+    struct gpu_function *signal[KERNEL_NR];
     struct gpu_function *many;
     struct gpu_function *fill_random;
     struct gpu_function *count_changed;
@@ -50,6 +51,8 @@ void module_open(const char *root)
     for (int kernel = KERNEL_16; kernel < KERNEL_NR; kernel++) {
         concat_mla_kernel_name(vectors[kernel], name);
         module.vector[kernel] = find(module.kernels, name);
+        concat_mla_signal_name(vectors[kernel], name);
+        module.signal[kernel] = find(module.kernels, name);
     }
     module.many = find(module.kernels, CONCAT_MLA_MANY_NAME);
     module.fill_random = find(module.reference, "fill_random");
@@ -65,13 +68,18 @@ void module_close(void)
     gpu_unload(module.reference);
 }
 
+static int kernel_of(const struct concat_mla_launch *launch)
+{
+    return KERNEL_1 - __builtin_ctz(launch->range.vector_bytes);
+}
+
 void module_call(const struct concat_mla_args *args, uint64_t bytes_per_ms, unsigned *launches)
 {
     struct concat_mla_plan plan;
     struct concat_mla_launch launch;
     concat_mla_plan_init(&plan, args, bytes_per_ms);
     while (concat_mla_plan_next(&plan, &launch)) {
-        int kernel = KERNEL_1 - __builtin_ctz(launch.range.vector_bytes);
+        int kernel = kernel_of(&launch);
         gpu_launch(module.vector[kernel], launch.grid, launch.block, (void *[]){&launch.args, &launch.range});
         if (launches) {
             launches[kernel]++;
@@ -84,6 +92,14 @@ void module_many(struct concat_mla_many *many)
     if (many->grid > 0) {
         gpu_launch(module.many, many->grid, CONCAT_MLA_MANY_THREADS, (void *[]){&many->args});
     }
+}
+
+void module_signal(const struct concat_mla_launch *launch, const struct concat_mla_signal *signal)
+{
+    struct concat_mla_launch one = *launch;
+    struct concat_mla_signal end = *signal;
+    gpu_launch(module.signal[kernel_of(&one)], 1, concat_mla_signal_threads(&one),
+               (void *[]){&one.args, &one.range, &end});
 }
 
 void module_fill_random(void *to, uint64_t size, uint64_t seed)

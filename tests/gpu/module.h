@@ -25,6 +25,8 @@ void module_close(void);
 void module_call(const struct concat_mla_args *args, uint64_t bytes_per_ms, unsigned *launches);
 /* Enqueues the calls that were added, if any. */
 void module_many(struct concat_mla_many *many);
+/* Enqueues a launch that one block can do, which then tells its end. */
+void module_signal(const struct concat_mla_launch *launch, const struct concat_mla_signal *signal);
 
 void module_fill_random(void *to, uint64_t size, uint64_t seed);
 /* Bytes of [begin, end) of `at` that are no longer what module_fill_random wrote. */

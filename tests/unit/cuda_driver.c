@@ -210,18 +210,21 @@ static int release(cuda_allocation allocation)
 /* ----------------------------------------------------------------------------------- pages and streams */
 
 struct cuda_stream {
-    bool open;
+    bool lapsed; /* its last launch with a gate has */
 };
 
 #define THINGS 4096
+#define STREAMS 64
 static struct thing {
     struct cuda_stream *stream; /* NULL: it is done */
     _Atomic uint64_t *word;     /* NULL: a kernel */
     uint64_t value;
+    struct concat_mla_gate gate; /* of a kernel */
+    bool gated;                  /* a word of the kernel before it, which it writes unless it has lapsed */
 } things[THINGS];
 static uint32_t things_head;
 static uint32_t things_tail;
-static struct cuda_stream streams[64];
+static struct cuda_stream streams[STREAMS]; /* more than these share one */
 
 static void enqueue(struct thing thing)
 {
@@ -232,7 +235,15 @@ static void enqueue(struct thing thing)
 /* A word tells how far something is: it never goes back. */
 static void do_thing(struct thing *thing)
 {
-    if (thing->word) {
+    if (thing->gate.address != 0) {
+        thing->stream->lapsed = atomic_load((_Atomic uint64_t *)(uintptr_t)thing->gate.address) < thing->gate.value;
+        driver.lapses += thing->stream->lapsed;
+        if (thing->stream->lapsed) {
+            assert_true(atomic_load((_Atomic uint64_t *)(uintptr_t)thing->gate.lapsed) < thing->gate.lapsed_value);
+            atomic_store((_Atomic uint64_t *)(uintptr_t)thing->gate.lapsed, thing->gate.lapsed_value);
+        }
+    }
+    if (thing->word && !(thing->gated && thing->stream->lapsed)) {
         assert_true(atomic_load(thing->word) < thing->value);
         atomic_store(thing->word, thing->value);
     }
@@ -304,7 +315,7 @@ static int stream_create(struct cuda_stream **stream, unsigned int flags)
     if (fails(DRIVER_cuStreamCreate)) {
         return driver.fail_result;
     }
-    *stream = &streams[driver.streams++ % 64];
+    *stream = &streams[driver.streams++ % STREAMS];
     return CUDA_RESULT_OK;
 }
 
@@ -328,8 +339,38 @@ static int write_value(struct cuda_stream *stream, cuda_address address, uint64_
     if (fails(DRIVER_cuStreamWriteValue64)) {
         return driver.fail_result;
     }
-    enqueue((struct thing){stream, (_Atomic uint64_t *)(uintptr_t)address, value});
+    if (address == DRIVER_WAKE) {
+        driver.wakes++;
+        return CUDA_RESULT_OK;
+    }
+    enqueue((struct thing){.stream = stream, .word = (_Atomic uint64_t *)(uintptr_t)address, .value = value});
     return CUDA_RESULT_OK;
+}
+
+/* Its words are things of their own, so that a test sees the GPU between its copies and each of them. */
+static void write_end(struct cuda_stream *stream, const struct concat_mla_signal *signal)
+{
+    for (int i = 0; i < CONCAT_MLA_END_WORDS; i++) {
+        int word = driver.fence_first ? CONCAT_MLA_END_WORDS - 1 - i : i;
+        if (signal->end.address[word] != 0) {
+            enqueue((struct thing){.stream = stream,
+                                   .word = (_Atomic uint64_t *)(uintptr_t)signal->end.address[word],
+                                   .value = signal->end.value[word],
+                                   .gated = signal->gate.address != 0});
+        }
+    }
+}
+
+/* NULL: the kernel is none that tells its end. */
+static const struct concat_mla_signal *signal_of(const struct cuda_function *function, void **parameters)
+{
+    uintptr_t vector = (uintptr_t)function - DRIVER_SIGNALS;
+    if (vector >= CUDA_VECTORS_NR) {
+        return NULL;
+    }
+    const struct concat_mla_range *range = parameters[1];
+    assert_int_equal(range->vector_bytes, 1u << vector);
+    return parameters[2];
 }
 
 static int launch_kernel(struct cuda_function *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
@@ -344,7 +385,16 @@ static int launch_kernel(struct cuda_function *function, unsigned int grid_x, un
     driver.launches++;
     driver.many_launches += function == DRIVER_MANY;
     driver.launch_grid += grid_x;
-    enqueue((struct thing){stream, NULL, 0});
+    const struct concat_mla_signal *signal = signal_of(function, parameters);
+    if (!signal) {
+        enqueue((struct thing){.stream = stream});
+        return CUDA_RESULT_OK;
+    }
+    assert_true(grid_x == 1 && block_x % CONCAT_MLA_MANY_THREADS == 0 && block_x <= CONCAT_MLA_SIGNAL_THREADS);
+    assert_true(signal->gate.address == 0 || signal->gate.wait_ns > 0);
+    enqueue((struct thing){.stream = stream, .gate = signal->gate});
+    write_end(stream, signal);
+    driver.signal_launches++;
     return CUDA_RESULT_OK;
 }
 
@@ -379,6 +429,7 @@ static int device_name(char *name, int name_bytes, int device)
 void driver_reset(void)
 {
     memset(&driver, 0, sizeof(driver));
+    memset(streams, 0, sizeof(streams));
     things_head = 0;
     things_tail = 0;
     driver.now_ns = 1000000000;
@@ -422,7 +473,11 @@ void driver_device_init(struct device *device)
     device->cuda = &driver.api;
     device->vmm = true;
     device->launch_bytes = (uint64_t)8 << 20;
+    device->wake = DRIVER_WAKE;
     device->kernels.many = DRIVER_MANY;
+    for (uintptr_t i = 0; i < CUDA_VECTORS_NR; i++) {
+        device->kernels.signal[i] = (struct cuda_function *)(DRIVER_SIGNALS + i);
+    }
     snprintf(device->uuid, sizeof(device->uuid), "GPU-test");
     assert_int_equal(cuda_fences_init(&device->fences, device, &err), MLACAT_OK);
     assert_int_equal(cuda_segments_init(&device->segments, device, &err), MLACAT_OK);

@@ -25,7 +25,9 @@ enum driver_call {
 
 #define DRIVER_ALLOCATIONS 4096
 #define DRIVER_GRAIN ((size_t)2 << 20)
+#define DRIVER_WAKE UINT64_C(0x200000000000)                /* where nobody reads */
 #define DRIVER_MANY ((struct cuda_function *)(uintptr_t)77) /* the kernel for many calls */
+#define DRIVER_SIGNALS 78                                   /* the first of the kernels that tell their end */
 
 /* An allocation of another process. Its handle's first bytes are its index. */
 struct driver_allocation {
@@ -53,8 +55,12 @@ struct driver {
     uint32_t pages; /* registered now */
     uint32_t streams;
     uint32_t launches;
-    uint32_t many_launches; /* of them, for many calls */
-    uint32_t launch_grid;   /* sum */
+    uint32_t many_launches;   /* of them, for more than one call */
+    uint32_t signal_launches; /* of them, that tell their end */
+    bool fence_first;         /* these write the second of their words first: they promise no order */
+    uint32_t lapses;          /* launches whose word had not come when the GPU did them */
+    uint32_t wakes;           /* writes to DRIVER_WAKE, which are not among the things to do */
+    uint32_t launch_grid;     /* sum */
     int query_result;
 };
 

@@ -30,7 +30,8 @@ static void make_words(void)
     words = (struct device_words){.fence = (uint64_t *)(void *)(mapping + 384),
                                   .fence_pages = register_page(mapping),
                                   .done = (uint64_t *)(void *)(mapping + PAGE + 512),
-                                  .done_pages = register_page(mapping + PAGE)};
+                                  .ready = (uint64_t *)(void *)(mapping + PAGE + 1024),
+                                  .client_pages = register_page(mapping + PAGE)};
 }
 
 void scene_open(bool with_words)
@@ -58,7 +59,7 @@ void scene_close(void)
     cuda_stream_close(stream);
     if (mapping) {
         cuda_pages_release(&device.pages, words.fence_pages);
-        cuda_pages_release(&device.pages, words.done_pages);
+        cuda_pages_release(&device.pages, words.client_pages);
         munmap(mapping, 2 * PAGE);
     }
     assert_int_equal(atomic_load(&memory->segment->pins), 0);

@@ -22,7 +22,7 @@
 
 extern struct device device;
 extern struct device_memory *memory;
-extern unsigned char *mapping; /* with words, the caller's: page 0 has the fence, page 1 `done` */
+extern unsigned char *mapping; /* with words, the caller's: page 0 has the fence, page 1 `done` and `ready` */
 extern struct device_words words;
 extern struct device_stream *stream;
 extern struct error err;

@@ -301,6 +301,8 @@ static void test_concat_mla_launch_names_kernels(void **state)
     assert_string_equal(name, "concat_mla_8");
     concat_mla_kernel_name(16, name);
     assert_string_equal(name, "concat_mla_16");
+    concat_mla_signal_name(2, name);
+    assert_string_equal(name, "concat_mla_2_signal");
 }
 
 /* ---- many calls in one launch ---- */
@@ -435,6 +437,38 @@ static void test_concat_mla_launch_many_has_no_blocks_for_nothing(void **state)
     check(&some);
 }
 
+/* ---- launches of one block ---- */
+
+static unsigned signal_threads(uint64_t rows, uint64_t a_bytes, uint64_t b_bytes)
+{
+    struct concat_mla_args args = contiguous(1, rows, a_bytes, b_bytes);
+    struct concat_mla_plan plan;
+    struct concat_mla_launch launch;
+    concat_mla_plan_init(&plan, &args, UINT64_C(4) << 30);
+    assert_int_equal(concat_mla_plan_next(&plan, &launch), 1);
+    return concat_mla_signal_threads(&launch);
+}
+
+static void test_concat_mla_launch_signal_is_one_block(void **state)
+{
+    (void)state;
+    assert_int_equal(signal_threads(1, 256, 128), 128);
+    assert_int_equal(signal_threads(16, 256, 128), 256);
+    assert_int_equal(signal_threads(64, 256, 128), CONCAT_MLA_SIGNAL_THREADS);
+    assert_int_equal(signal_threads(65, 256, 128), 0);
+    assert_int_equal(signal_threads(1, UINT64_C(16) << 30, 0), 0); /* nor does the number of its blocks wrap */
+}
+
+/* A stretch of the block does four windows, half as many as a block of the plain kernel. */
+static void test_concat_mla_launch_signal_divides_windows_anew(void **state)
+{
+    (void)state;
+    assert_int_equal(signal_threads(4, 1, 0), 128);
+    assert_int_equal(signal_threads(5, 1, 0), 256);
+    assert_int_equal(signal_threads(24, 1, 0), CONCAT_MLA_SIGNAL_THREADS);
+    assert_int_equal(signal_threads(25, 1, 0), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -449,6 +483,8 @@ int main(void)
         cmocka_unit_test(test_concat_mla_launch_many_is_no_longer_than_one),
         cmocka_unit_test(test_concat_mla_launch_many_goes_on),
         cmocka_unit_test(test_concat_mla_launch_many_has_no_blocks_for_nothing),
+        cmocka_unit_test(test_concat_mla_launch_signal_is_one_block),
+        cmocka_unit_test(test_concat_mla_launch_signal_divides_windows_anew),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -19,8 +19,10 @@
 #define BUILDERS 4
 #define MISSING_NVRTC "/nowhere/libnvrtc.so"
 
-static const char *const kernels[] = {"concat_mla_16", "concat_mla_8", "concat_mla_4",
-                                      "concat_mla_2",  "concat_mla_1", "concat_mla_many"};
+static const char *const kernels[] = {"concat_mla_16",       "concat_mla_8",        "concat_mla_4",
+                                      "concat_mla_2",        "concat_mla_1",        "concat_mla_16_signal",
+                                      "concat_mla_8_signal", "concat_mla_4_signal", "concat_mla_2_signal",
+                                      "concat_mla_1_signal", "concat_mla_many"};
 
 static struct jit_options options;
 static struct jit_report report;

@@ -124,6 +124,29 @@ static void test_cuda_lanes_a_call_alone_needs_no_poll(void **state)
     }
 }
 
+/* Also after others were elsewhere: its `done` lands after that of a kernel before, which may still be on its way. */
+static void test_cuda_lanes_a_call_alone_returns_to_the_lane_of_the_words(void **state)
+{
+    (void)state;
+    struct device_call call = call_apart(1, SMALL);
+    call.tell_done = true;
+    driver.fence_first = true;
+    assert_int_equal(submit_one(&call), DEVICE_OK);
+    assert_int_equal(submit_apart(2, SMALL), DEVICE_OK);
+    assert_int_equal(driver_work_on(0, 2), 2); /* without `done` */
+    assert_int_equal(driver_work_on(1, ALL), 2);
+    assert_int_equal(poll(), 2);
+    call = call_apart(3, SMALL);
+    call.tell_done = true;
+    assert_int_equal(submit_one(&call), DEVICE_OK);
+    assert_int_equal(driver_things_on(CUDA_DIRECT_LANE), 1 + 3);
+    assert_int_equal(done_word(), 0);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+    assert_int_equal(fence(), 3);
+    assert_int_equal(done_word(), 3);
+}
+
 static void test_cuda_lanes_a_call_stays_behind_what_it_meets(void **state)
 {
     (void)state;
@@ -300,7 +323,7 @@ static void test_cuda_lanes_refused_batch_takes_none_of_its_calls(void **state)
     struct device_call calls[4] = {call_apart(1, SMALL), call_of(2, SMALL, 4 * MIB, IN_AT), call_apart(3, SMALL),
                                    call_apart(4, SMALL)};
     uint32_t nr = 4;
-    driver.fail_at = 3; /* kernel, fence, kernel */
+    driver.fail_at = 2; /* kernel, kernel */
     driver.fail_result = 701;
     assert_int_equal(cuda_stream_submit(stream, calls, &nr, &err), DEVICE_OK);
     assert_int_equal(nr, 1);
@@ -319,6 +342,46 @@ static void test_cuda_lanes_refused_batch_takes_none_of_its_calls(void **state)
     driver_work(ALL);
     assert_int_equal(poll(), 3);
     assert_int_equal(fence(), 4);
+}
+
+/* A small call by itself needs no write behind it, on whichever lane and with whichever word, but one to wake the
+ * client's CUDA stream if it has written `done`, and one to say that this has landed before another is told. */
+static void test_cuda_lanes_small_calls_tell_their_end(void **state)
+{
+    (void)state;
+    struct device_call calls[DEVICE_BATCH];
+    const struct {
+        uint64_t rows;
+        uint32_t calls;
+        bool tells;
+    } launches[] = {{SMALL, 1, true},
+                    {SMALL, 2, false},
+                    {24, 1, true}, /* in single bytes 128 threads copy 4 rows */
+                    {25, 1, false}};
+    uint64_t sequence = 0;
+    for (size_t i = 0; i < sizeof(launches) / sizeof(launches[0]); i++) {
+        /* The first one by the words, the others by their lane's. */
+        for (uint32_t lane = 0; lane < CUDA_LANES; lane++) {
+            uint32_t nr = launches[i].calls;
+            for (uint32_t k = 0; k < nr; k++) {
+                calls[k] = call_apart(++sequence % 100, launches[i].rows);
+                calls[k].sequence = sequence;
+                calls[k].tell_done = true;
+                calls[k].plan.offset_bytes[OP_OUT]++;
+            }
+            driver.launches = driver.signal_launches = driver.calls[DRIVER_cuStreamWriteValue64] = 0;
+            assert_int_equal(cuda_stream_submit(stream, calls, &nr, &err), DEVICE_OK);
+            assert_int_equal(nr, launches[i].calls);
+            assert_int_equal(driver.launches, 1);
+            assert_int_equal(driver.signal_launches, launches[i].tells);
+            uint64_t writes = driver.calls[DRIVER_cuStreamWriteValue64];
+            assert_true(launches[i].tells ? writes == (lane <= 1) : writes > 0);
+        }
+        driver_work(ALL);
+        assert_int_equal(poll(), (int)(CUDA_LANES * launches[i].calls));
+        assert_int_equal(fence(), sequence);
+        assert_int_equal(done_word(), sequence);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------- footprints */
@@ -381,6 +444,7 @@ static struct device_call random_call(uint64_t sequence)
     uint64_t rows = kind == 0 ? LONG : kind < 4 ? LARGE : SMALL;
     struct device_call call = call_of(sequence, rows, random_next() % 12 * 16 * MIB, random_next() % 12 * 16 * MIB);
     call.tell_done = random_next() % 3 == 0;
+    call.plan.offset_bytes[OP_OUT] += kind == 1; /* in single bytes, and then so many that the driver tells the end */
     call.signal_only = kind == 15;
     call.plan.copy[OP_OUT] = kind != 14;
     return call;
@@ -408,6 +472,7 @@ static void test_cuda_lanes_words_never_go_back(void **state)
             taken += nr;
         }
         driver_work_on((uint32_t)(random_next() % CUDA_LANES), (uint32_t)(random_next() % 4));
+        driver.fence_first = random_next() % 2;
         assert_true(fence() >= seen && fence() <= taken);
         int got = cuda_stream_poll(stream, done, (int)(random_next() % 9), &err);
         assert_true(got >= 0);
@@ -417,9 +482,11 @@ static void test_cuda_lanes_words_never_go_back(void **state)
         assert_true(fence() >= seen && fence() >= ended);
         seen = fence();
     }
+    driver_work(ALL); /* the last `done` */
     assert_int_equal(fence(), taken);
     assert_int_equal(done_word(), last_done);
     assert_true(driver.many_launches > 100);
+    assert_true(driver.signal_launches > 100 && driver.signal_launches < driver.launches - 100);
 }
 
 #define LANES_TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
@@ -429,6 +496,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         LANES_TEST(test_cuda_lanes_calls_apart_run_side_by_side),
         LANES_TEST(test_cuda_lanes_a_call_alone_needs_no_poll),
+        LANES_TEST(test_cuda_lanes_a_call_alone_returns_to_the_lane_of_the_words),
         LANES_TEST(test_cuda_lanes_a_call_stays_behind_what_it_meets),
         LANES_TEST(test_cuda_lanes_a_call_that_meets_two_waits_for_one),
         LANES_TEST(test_cuda_lanes_launches_of_a_long_call_alternate),
@@ -438,6 +506,7 @@ int main(void)
         LANES_TEST(test_cuda_lanes_large_calls_keep_to_themselves),
         LANES_TEST(test_cuda_lanes_batch_goes_behind_what_any_of_it_meets),
         LANES_TEST(test_cuda_lanes_refused_batch_takes_none_of_its_calls),
+        LANES_TEST(test_cuda_lanes_small_calls_tell_their_end),
         LANES_TEST(test_cuda_footprint_bounds_negative_strides),
         LANES_TEST(test_cuda_footprint_chunks_of_two_buffers_meet),
         LANES_TEST(test_cuda_lanes_words_never_go_back),

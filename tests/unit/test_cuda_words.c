@@ -70,23 +70,84 @@ static uint64_t done_word(void)
     return __atomic_load_n(words.done, __ATOMIC_ACQUIRE);
 }
 
-static void test_cuda_words_end_of_a_call_moves_them(void **state)
+/* More than one block does, which would tell its end itself. */
+static struct device_call large_call(uint64_t sequence)
 {
-    (void)state;
-    struct device_call call = call_of(4, 7);
+    struct device_call call = call_of(5000, sequence);
+    call.plan.offset_bytes[OP_OUT] = 1;
+    return call;
+}
+
+/* Written by the kernel itself, or behind it. A write behind the kernel's own is for the client's CUDA stream. */
+static void end_of_a_call_moves_words(struct device_call call, uint32_t writes)
+{
     call.tell_done = true;
     assert_int_equal(submit_one(&call), DEVICE_OK);
     driver_work(1); /* the kernel */
     assert_int_equal(poll(), 0);
     driver_work(1);
-    assert_int_equal(done_word(), 7); /* first: a call that the fence has passed is over */
+    assert_int_equal(done_word(), 7);
     assert_int_equal(fence(), 0);
     assert_int_equal(poll(), 0);
     driver_work(1);
     assert_int_equal(fence(), 7);
     assert_int_equal(poll(), 1);
     assert_ptr_equal(done[0].cookie, (void *)7);
-    assert_int_equal(driver.calls[DRIVER_cuStreamWriteValue64], 2);
+    assert_int_equal(driver.calls[DRIVER_cuStreamWriteValue64], writes);
+}
+
+static void test_cuda_words_end_of_a_small_call_moves_them(void **state)
+{
+    (void)state;
+    end_of_a_call_moves_words(call_of(4, 7), 1);
+}
+
+static void test_cuda_words_end_of_a_call_moves_them(void **state)
+{
+    (void)state;
+    end_of_a_call_moves_words(large_call(7), 2);
+}
+
+/* A kernel whose `done` is still on its way, though the fence says that it has ended; then a signal. */
+static void signal_behind_done_on_its_way(void)
+{
+    struct device_call call = call_of(4, 1);
+    struct device_call signal = call_of(4, 2);
+    call.tell_done = signal.tell_done = signal.signal_only = true;
+    driver.fence_first = true;
+    assert_int_equal(submit_one(&call), DEVICE_OK);
+    driver_work(2);
+    assert_int_equal(poll(), 1);
+    assert_int_equal(fence(), 1);
+    assert_int_equal(done_word(), 0);
+    assert_int_equal(submit_one(&signal), DEVICE_OK);
+    assert_int_equal(poll(), 0);
+    assert_int_equal(fence(), 1);
+    assert_int_equal(done_word(), 0);
+}
+
+static void test_cuda_words_done_never_goes_back(void **state)
+{
+    (void)state;
+    signal_behind_done_on_its_way();
+    driver_work(1);
+    assert_int_equal(done_word(), 1);
+    assert_int_equal(poll(), 0);
+    driver_work(1); /* behind the kernel */
+    assert_int_equal(poll(), 1);
+    assert_int_equal(fence(), 2);
+    assert_int_equal(done_word(), 2);
+}
+
+static void test_cuda_words_done_that_never_comes_asks_the_driver(void **state)
+{
+    (void)state;
+    signal_behind_done_on_its_way();
+    assert_int_equal(poll(), 0);
+    driver.now_ns += CUDA_FENCE_SILENCE_NS;
+    driver.query_result = 719;
+    assert_int_equal(poll(), -1);
+    driver_work(ALL);
 }
 
 static void test_cuda_words_batch_in_order(void **state)
@@ -121,7 +182,7 @@ static void test_cuda_words_batch_stops_at_a_refused_call(void **state)
     (void)state;
     struct device_call calls[3] = {call_of(4, 1), call_of(4, 2), call_of(4, 3)};
     uint32_t nr = 3;
-    driver.fail_at = 3; /* kernel, fence, kernel */
+    driver.fail_at = 2; /* kernel, kernel */
     driver.fail_result = 701;
     assert_int_equal(submit(calls, &nr), DEVICE_OK);
     assert_int_equal(nr, 1);
@@ -149,7 +210,7 @@ static void test_cuda_words_long_call_moves_them_once(void **state)
     assert_int_equal(fence(), 1);
     assert_int_equal(done_word(), 1);
     assert_true(driver.launches >= 400 / 8);
-    assert_int_equal(driver.calls[DRIVER_cuStreamWriteValue64], driver.launches);
+    assert_int_equal(driver.calls[DRIVER_cuStreamWriteValue64] + driver.signal_launches, driver.launches);
 }
 
 /* The fence stays, `done` comes, and nothing is taken that could pass the fence before the failure is told. */
@@ -181,7 +242,7 @@ static void test_cuda_words_lost_write_loses_the_stream(void **state)
 {
     (void)state;
     for (uint32_t fail_at = 2; fail_at <= 3; fail_at++) {
-        struct device_call call = call_of(4, 1);
+        struct device_call call = large_call(1);
         call.tell_done = true;
         driver.total = 0;
         driver.fail_at = fail_at; /* kernel, done, fence */
@@ -290,7 +351,10 @@ static void test_cuda_pages_each_call_failing_in_turn(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        WORDS_TEST(test_cuda_words_end_of_a_small_call_moves_them),
         WORDS_TEST(test_cuda_words_end_of_a_call_moves_them),
+        WORDS_TEST(test_cuda_words_done_never_goes_back),
+        WORDS_TEST(test_cuda_words_done_that_never_comes_asks_the_driver),
         WORDS_TEST(test_cuda_words_batch_in_order),
         WORDS_TEST(test_cuda_words_batch_stops_at_a_refused_call),
         WORDS_TEST(test_cuda_words_long_call_moves_them_once),

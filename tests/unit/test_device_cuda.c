@@ -96,7 +96,7 @@ static void test_device_cuda_needs_its_abilities(void **state)
 static bool takes_down(const char *name)
 {
     static const char *const names[] = {"cuDevicePrimaryCtxRelease", "cuMemHostUnregister", "cuModuleUnload",
-                                        "cuStreamDestroy"};
+                                        "cuStreamDestroy", "cuMemFree"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (strcmp(names[i], name) == 0) {
             return true;

@@ -400,20 +400,18 @@ static void test_fake_cuda_waits_for_a_word(void **state)
 
 /* ---- kernels ---- */
 
-static struct cuda_function *find_function(const char *name)
+static int launch(struct cuda_stream *stream, const char *name, unsigned grid, unsigned block, void **parameters)
 {
     struct cuda_function *function = NULL;
     assert_int_equal(fake_cuModuleGetFunction(&function, module, name), OK);
-    return function;
+    return fake_cuLaunchKernel(function, grid, 1, 1, block, 1, 1, 0, stream, parameters, NULL);
 }
 
-static int launch_piece(struct cuda_stream *stream, struct concat_mla_launch *launch)
+static int launch_piece(struct cuda_stream *stream, struct concat_mla_launch *piece)
 {
     char name[CONCAT_MLA_NAME_BYTES];
-    void *parameters[] = {&launch->args, &launch->range};
-    concat_mla_kernel_name(launch->range.vector_bytes, name);
-    return fake_cuLaunchKernel(find_function(name), launch->grid, 1, 1, launch->block, 1, 1, 0, stream, parameters,
-                               NULL);
+    concat_mla_kernel_name(piece->range.vector_bytes, name);
+    return launch(stream, name, piece->grid, piece->block, (void *[]){&piece->args, &piece->range});
 }
 
 /* Launches a call in pieces of about 64 KiB. Returns how many. */
@@ -435,14 +433,26 @@ static void launch_many(struct cuda_stream *stream, const struct concat_mla_args
 {
     static struct concat_mla_many many;
     struct concat_mla_args row = *args;
-    void *parameters[] = {&many.args};
     row.dim0 = row.dim1 = 1;
     concat_mla_many_init(&many, UINT64_C(1) << 32);
-    assert_int_equal(concat_mla_many_add(&many, &row), 1);
-    assert_int_equal(concat_mla_many_add(&many, args), 1);
-    assert_int_equal(fake_cuLaunchKernel(find_function(CONCAT_MLA_MANY_NAME), many.grid, 1, 1, CONCAT_MLA_MANY_THREADS,
-                                         1, 1, 0, stream, parameters, NULL),
+    assert_true(concat_mla_many_add(&many, &row) && concat_mla_many_add(&many, args));
+    assert_int_equal(launch(stream, CONCAT_MLA_MANY_NAME, many.grid, CONCAT_MLA_MANY_THREADS, (void *[]){&many.args}),
                      OK);
+}
+
+/* In one block, which then writes 5 and 6. */
+static void launch_signal(struct cuda_stream *stream, const struct concat_mla_args *args, struct page page)
+{
+    char name[CONCAT_MLA_NAME_BYTES];
+    struct concat_mla_plan plan;
+    struct concat_mla_launch piece;
+    struct concat_mla_signal signal = {.end = {{page.address, page.address + 8}, {5, 6}}};
+    concat_mla_plan_init(&plan, args, UINT64_C(1) << 32);
+    concat_mla_plan_next(&plan, &piece);
+    concat_mla_signal_name(piece.range.vector_bytes, name);
+    void *parameters[] = {&piece.args, &piece.range, &signal};
+    assert_int_equal(launch(stream, name, 1, concat_mla_signal_threads(&piece), parameters), OK);
+    assert_memory_equal(page.host, signal.end.value, sizeof(signal.end.value));
 }
 
 struct shape {
@@ -453,6 +463,7 @@ struct shape {
     unsigned shift; /* of every operand's address */
     bool reversed;  /* a runs backwards in i */
     bool broadcast; /* b is the same for all j */
+    bool one_block; /* can copy it */
 };
 
 static void check_shape(struct cuda_stream *stream, const struct shape *shape)
@@ -485,12 +496,15 @@ static void check_shape(struct cuda_stream *stream, const struct shape *shape)
         args.a = (const char *)args.a + (shape->dim0 - 1) * args.a_stride0;
         args.a_stride0 = -args.a_stride0;
     }
-    for (int many = 0; many < 2; many++) {
+    struct page page = register_page();
+    for (int way = 0; way < (shape->one_block ? 3 : 2); way++) {
         memset(memory_of(out), 0xee, out_bytes + 16);
-        if (many) {
+        if (way == 0) {
+            assert_in_range(launch_pieces(stream, &args), out_bytes < 65536 ? 1 : 2, out_bytes);
+        } else if (way == 1) {
             launch_many(stream, &args);
         } else {
-            assert_in_range(launch_pieces(stream, &args), out_bytes < 65536 ? 1 : 2, out_bytes);
+            launch_signal(stream, &args, page);
         }
         assert_int_equal(fake_cuStreamQuery(stream), OK);
         struct concat_mla_args host = args;
@@ -499,22 +513,22 @@ static void check_shape(struct cuda_stream *stream, const struct shape *shape)
         assert_memory_equal(args.out, expected, out_bytes);
         assert_int_equal(((unsigned char *)args.out)[out_bytes], 0xee);
     }
+    drop_page(page);
     free(expected);
-    assert_int_equal(fake_cuMemFree(out), OK);
-    assert_int_equal(fake_cuMemFree(in), OK);
+    assert_true(fake_cuMemFree(out) == OK && fake_cuMemFree(in) == OK);
 }
 
 static void test_fake_cuda_kernels_copy_what_the_host_kernel_copies(void **state)
 {
     (void)state;
     static const struct shape shapes[] = {
-        {.dim0 = 1, .dim1 = 1, .a_bytes = 256, .b_bytes = 128},
+        {.dim0 = 1, .dim1 = 1, .a_bytes = 256, .b_bytes = 128, .one_block = true},
         {.dim0 = 40, .dim1 = 12, .a_bytes = 256, .b_bytes = 128, .broadcast = true},
-        {.dim0 = 7, .dim1 = 5, .a_bytes = 24, .b_bytes = 8, .reversed = true},
-        {.dim0 = 9, .dim1 = 3, .a_bytes = 20, .b_bytes = 4, .shift = 4},
+        {.dim0 = 7, .dim1 = 5, .a_bytes = 24, .b_bytes = 8, .reversed = true, .one_block = true},
+        {.dim0 = 7, .dim1 = 3, .a_bytes = 20, .b_bytes = 4, .shift = 4, .one_block = true},
         {.dim0 = 33, .dim1 = 2, .a_bytes = 34, .b_bytes = 2, .shift = 2, .reversed = true},
         {.dim0 = 3, .dim1 = 11, .a_bytes = 333, .b_bytes = 17, .shift = 1, .broadcast = true},
-        {.dim0 = 5, .dim1 = 4, .a_bytes = 48, .b_bytes = 0},
+        {.dim0 = 5, .dim1 = 4, .a_bytes = 48, .b_bytes = 0, .one_block = true},
         {.dim0 = 2, .dim1 = 1, .a_bytes = 150000, .b_bytes = 50000, .shift = 8},
     };
     struct cuda_stream *stream = make_stream();

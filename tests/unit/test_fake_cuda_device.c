@@ -214,7 +214,7 @@ static int live_by_the_rules(const char *unused)
     MUST(live(&client) == MLACAT_OK);
     struct fake_cuda_live after = fake_cuda_live();
     MUST(memcmp(&before, &after, sizeof(before)) == 0);
-    MUST(fake_cuda_calls("cuLaunchKernel") == 2 + 6); /* the calls, and each kernel once before */
+    MUST(fake_cuda_calls("cuLaunchKernel") == 2 + 11); /* the calls, and each kernel once before */
     return 0;
 }
 
@@ -284,7 +284,7 @@ static bool gives_back(const char *name)
 {
     static const char *const calls[] = {
         "cuDevicePrimaryCtxRelease", "cuIpcCloseMemHandle", "cuMemUnmap",      "cuMemAddressFree", "cuMemRelease",
-        "cuMemHostUnregister",       "cuModuleUnload",      "cuStreamDestroy", "cuCtxSetCurrent"};
+        "cuMemHostUnregister",       "cuModuleUnload",      "cuStreamDestroy", "cuCtxSetCurrent",  "cuMemFree"};
     for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
         if (strcmp(calls[i], name) == 0) {
             return true;

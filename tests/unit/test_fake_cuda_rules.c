@@ -26,6 +26,7 @@ static struct cuda_context *context;
 static struct cuda_module *module;
 static struct cuda_function *function;
 static struct cuda_function *many_function;
+static struct cuda_function *signal_function;
 static struct cuda_stream *stream;
 static cuda_address memory[3];
 static void *page;
@@ -68,6 +69,17 @@ static int launch_many(unsigned blocks, unsigned grid, unsigned units)
     return fake_cuLaunchKernel(many_function, grid, 1, 1, CONCAT_MLA_MANY_THREADS, 1, 1, 0, stream, parameters, NULL);
 }
 
+static int launch_signal(unsigned grid, unsigned threads, unsigned units, cuda_address word, uint64_t wait_ns)
+{
+    struct concat_mla_args args = {
+        .out = (void *)(uintptr_t)memory[0], .a = (void *)(uintptr_t)memory[1], .dim0 = 1, .dim1 = 1, .a_bytes = 16};
+    struct concat_mla_range range = {.units = units, .row_multiplier = 1u << 31, .row_shift = 31};
+    struct concat_mla_signal signal = {.end = {.address = {word}, .value = {1}},
+                                       .gate = {.address = wait_ns ? memory[2] : 0, .wait_ns = wait_ns}};
+    void *parameters[] = {&args, &range, &signal};
+    return fake_cuLaunchKernel(signal_function, grid, 1, 1, threads, 1, 1, 0, stream, parameters, NULL);
+}
+
 /* A daemon at READY, with everything that it needs. */
 static void start_daemon(const char *words)
 {
@@ -78,6 +90,7 @@ static void start_daemon(const char *words)
     must(fake_cuModuleLoadDataEx(&module, "--gpu", 0, NULL, NULL));
     must(fake_cuModuleGetFunction(&function, module, "concat_mla_16"));
     must(fake_cuModuleGetFunction(&many_function, module, "concat_mla_many"));
+    must(fake_cuModuleGetFunction(&signal_function, module, "concat_mla_16_signal"));
     must(fake_cuStreamCreate(&stream, CUDA_STREAM_NON_BLOCKING));
     for (int i = 0; i < 3; i++) {
         must(fake_cuMemAlloc(&memory[i], 4096));
@@ -86,6 +99,7 @@ static void start_daemon(const char *words)
     must(fake_cuMemHostRegister(page, 4096, CUDA_HOST_REGISTER_DEVICE_MAP));
     must(launch(1, 0));
     must(launch_many(1, 2, 1));
+    must(launch_signal(1, 32, 0, 0, 0));
     must(fake_cuStreamSynchronize(stream));
     fake_cuda_ready();
 }
@@ -295,6 +309,37 @@ static void launch_many_without_gaps(void)
     must(launch_many(2, 4, 257));
 }
 
+static void launch_signal_with_two_blocks(void)
+{
+    launch_signal(2, 128, 1, 0, 0);
+}
+
+static void launch_signal_with_too_many_threads(void)
+{
+    launch_signal(1, CONCAT_MLA_SIGNAL_THREADS + 128, 1, 0, 0);
+}
+
+static void launch_signal_with_half_a_stretch(void)
+{
+    launch_signal(1, 64, 1, 0, 0);
+}
+
+static void launch_signal_with_too_few_threads(void)
+{
+    launch_signal(1, 256, 513, 0, 0);
+}
+
+static void launch_signal_that_waits_for_long(void)
+{
+    launch_signal(1, 128, 1, 0, 2000000);
+}
+
+static void launch_signal_with_a_host_address(void)
+{
+    must(launch_signal(1, 128, 1, (uintptr_t)page, 0));
+    must(launch_signal(1, 128, 1, 0, 0) == 700 ? OK : CUDA_RESULT_NOT_READY);
+}
+
 /* Each of them, with 160 MB, would be short enough. */
 static void launch_many_for_too_long(void)
 {
@@ -310,6 +355,12 @@ static void test_fake_cuda_rules_of_launches(void **state)
     expect(launch_many_with_too_few_blocks, "a launch of 1 blocks of 128 threads does not cover 257 units");
     expect(launch_many_without_gaps, NULL);
     expect(launch_many_for_too_long, "longer than 1 ms");
+    expect(launch_signal_with_two_blocks, "concat_mla_16_signal was launched with 2 blocks of 128 threads");
+    expect(launch_signal_with_too_many_threads, "1 blocks of 896 threads");
+    expect(launch_signal_with_half_a_stretch, "1 blocks of 64 threads");
+    expect(launch_signal_with_too_few_threads, "a launch of 2 blocks of 128 threads does not cover 513 units");
+    expect(launch_signal_that_waits_for_long, "to wait 2000000 ns for a word");
+    expect(launch_signal_with_a_host_address, NULL);
 }
 
 /* ---- no daemon, and no sense ---- */

@@ -355,7 +355,7 @@ int fake_cuModuleUnload(struct cuda_module *module)
     return fake_leave(CUDA_RESULT_OK);
 }
 
-/* concat_mla_V, concat_mla_many or mlacat_spin */
+/* concat_mla_V, concat_mla_V_signal, concat_mla_many or mlacat_spin */
 static bool parse_name(const char *name, struct cuda_function *function)
 {
     static const char prefix[] = "concat_mla_";
@@ -373,7 +373,8 @@ static bool parse_name(const char *name, struct cuda_function *function)
     }
     unsigned long vector = strtoul(name, &end, 10);
     function->vector_bytes = (unsigned)vector;
-    return *end == '\0' && vector >= 1 && vector <= 16 && (vector & (vector - 1)) == 0;
+    function->signals = strcmp(end, "_signal") == 0;
+    return (*end == '\0' || function->signals) && vector >= 1 && vector <= 16 && (vector & (vector - 1)) == 0;
 }
 
 int fake_cuModuleGetFunction(struct cuda_function **function, struct cuda_module *module, const char *name)

@@ -119,6 +119,9 @@ struct fake_op {
     struct cuda_function *function;
     uint64_t spin_ns;
     struct concat_mla_many_args many; /* the first one is all that a kernel for one call has */
+    struct concat_mla_signal signal;  /* zeroed unless it is concat_mla_V_signal */
+    uint64_t gate_ns;                 /* when it began to wait for that; 0: not yet */
+    bool lapsed;                      /* it has waited for long enough */
     unsigned grid;
     unsigned block;
     cuda_address address;
@@ -146,6 +149,7 @@ struct cuda_stream {
 struct cuda_function {
     struct cuda_function *next;
     unsigned vector_bytes; /* 0: concat_mla_many */
+    bool signals;          /* concat_mla_V_signal */
     bool spins;            /* mlacat_spin: a client's kernel that does nothing, for as many ns as it is told */
     bool launched;
 };

@@ -11,6 +11,7 @@
 #define FLAT_THREADS 128
 #define WINDOW_THREADS 256
 #define WARP_THREADS 32
+#define GATE_MOST_NS 1000000 /* nothing of a daemon is longer */
 #define LAUNCH_BYTES_MAX ((uint64_t)FAKE_MEMORY_CLOCK_KHZ * 2 * FAKE_MEMORY_BUS_BITS / 8) /* in 1 ms */
 
 static bool is_flat(unsigned vector_bytes)
@@ -36,6 +37,23 @@ static uint64_t units_of_block(unsigned vector, uint64_t threads)
     return is_flat(vector) ? threads * vectors_of(vector) : threads / WARP_THREADS;
 }
 
+/* Each stretch of the only block of concat_mla_V_signal is a block of concat_mla_many, as which the launch goes on. */
+static void take_signal(struct fake_op *op, const struct concat_mla_signal *signal)
+{
+    op->signal = *signal;
+    if (op->grid != 1 || op->block > CONCAT_MLA_SIGNAL_THREADS ||
+        (op->many.range[0].units > 0 && op->block % CONCAT_MLA_MANY_THREADS != 0)) {
+        fake_break("concat_mla_%u_signal was launched with %u blocks of %u threads", op->function->vector_bytes,
+                   op->grid, op->block);
+    }
+    if (signal->gate.address != 0 && signal->gate.wait_ns > GATE_MOST_NS) {
+        fake_break("concat_mla_%u_signal was launched to wait %llu ns for a word", op->function->vector_bytes,
+                   signal->gate.wait_ns);
+    }
+    op->grid = op->block / CONCAT_MLA_MANY_THREADS;
+    op->block = CONCAT_MLA_MANY_THREADS;
+}
+
 void fake_take_parameters(struct fake_op *op, void **parameters)
 {
     if (op->function->spins) {
@@ -52,6 +70,9 @@ void fake_take_parameters(struct fake_op *op, void **parameters)
     op->many.first_block[0] = 0;
     for (unsigned call = 1; call < CONCAT_MLA_MANY_CALLS; call++) {
         op->many.first_block[call] = UINT_MAX;
+    }
+    if (op->function->signals) {
+        take_signal(op, parameters[2]);
     }
 }
 
@@ -91,7 +112,8 @@ static uint64_t check_call(const struct fake_op *op, unsigned call, uint64_t thr
 void fake_check_launch(const struct fake_op *op)
 {
     unsigned vector = op->function->vector_bytes;
-    uint64_t threads = vector == 0 ? CONCAT_MLA_MANY_THREADS : is_flat(vector) ? FLAT_THREADS : WINDOW_THREADS;
+    bool divided = vector == 0 || op->function->signals;
+    uint64_t threads = divided ? CONCAT_MLA_MANY_THREADS : is_flat(vector) ? FLAT_THREADS : WINDOW_THREADS;
     uint64_t bytes = 0;
     if (op->function->spins) {
         return;
@@ -141,11 +163,28 @@ static int run_row(const struct concat_mla_args *args, const struct concat_mla_r
     return CUDA_RESULT_OK;
 }
 
+static int write_end(const struct concat_mla_end *end)
+{
+    for (int i = 0; i < CONCAT_MLA_END_WORDS; i++) {
+        uint64_t *word = end->address[i] ? fake_reach(end->address[i], sizeof(*word)) : NULL;
+        if (end->address[i] % sizeof(*word) != 0) {
+            return RESULT_MISALIGNED_ADDRESS;
+        }
+        if (end->address[i] && !word) {
+            return RESULT_ILLEGAL_ADDRESS;
+        }
+        if (word) {
+            __atomic_store_n(word, end->value[i], __ATOMIC_RELEASE);
+        }
+    }
+    return CUDA_RESULT_OK;
+}
+
 /* The calls of a launch run in any order: here the last one first, so that who counts on another order sees it. */
 int fake_run_kernel(const struct fake_op *op)
 {
     int result = CUDA_RESULT_OK;
-    if (op->function->spins) {
+    if (op->function->spins || op->lapsed) {
         return CUDA_RESULT_OK;
     }
     for (unsigned call = CONCAT_MLA_MANY_CALLS; call-- > 0;) {
@@ -156,5 +195,5 @@ int fake_run_kernel(const struct fake_op *op)
             result = run_row(args, range, q);
         }
     }
-    return result;
+    return result == CUDA_RESULT_OK ? write_end(&op->signal.end) : result;
 }

@@ -40,6 +40,37 @@ static bool is_satisfied(const struct fake_op *op)
     return op->flags == WAIT_EQUAL ? value == (uint32_t)op->value : (int32_t)(value - (uint32_t)op->value) >= 0;
 }
 
+/* A kernel that looks at a word itself, for a time. */
+static bool is_at_gate(struct fake_op *op)
+{
+    if (op->kind != OP_KERNEL || op->signal.gate.address == 0) {
+        return false;
+    }
+    const uint64_t *word = fake_reach(op->signal.gate.address, sizeof(*word));
+    if (!word) {
+        fake.sticky = RESULT_ILLEGAL_ADDRESS;
+        return true;
+    }
+    uint64_t now_ns = fake_now_ns();
+    if (op->gate_ns == 0) {
+        op->gate_ns = now_ns;
+    }
+    if ((int64_t)(__atomic_load_n(word, __ATOMIC_ACQUIRE) - op->signal.gate.value) >= 0) {
+        return false;
+    }
+    if (now_ns - op->gate_ns < op->signal.gate.wait_ns) {
+        return true;
+    }
+    op->lapsed = true;
+    uint64_t *lapsed = fake_reach(op->signal.gate.lapsed, sizeof(*lapsed));
+    if (!lapsed) {
+        fake.sticky = RESULT_ILLEGAL_ADDRESS;
+        return true;
+    }
+    __atomic_store_n(lapsed, op->signal.gate.lapsed_value, __ATOMIC_RELEASE);
+    return false;
+}
+
 static void write_value(const struct fake_op *op)
 {
     uint64_t *word = fake_reach(op->address, sizeof(*word));
@@ -55,7 +86,8 @@ static bool run_first(struct cuda_stream *stream)
 {
     struct fake_op *op = stream->ops;
     bool waits = op && (op->kind == OP_WAIT_64 || op->kind == OP_WAIT_32);
-    if (!op || fake.sticky != 0 || (op->due_ns != 0 && fake_now_ns() < op->due_ns) || (waits && !is_satisfied(op))) {
+    if (!op || fake.sticky != 0 || (op->due_ns != 0 && fake_now_ns() < op->due_ns) || (waits && !is_satisfied(op)) ||
+        is_at_gate(op)) {
         return false;
     }
     if (op->kind == OP_KERNEL) {

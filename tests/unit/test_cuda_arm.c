@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Calls that a CUDA stream takes before their turn: the GPU waits for their word, for a time. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "cuda_scene.h"
+
+#define ALL UINT32_MAX
+#define WAIT_NS 40000
+
+static struct device_completion done[8];
+
+static int setup(void **state)
+{
+    (void)state;
+    scene_open(true);
+    device.mps = true;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    scene_close();
+    return 0;
+}
+
+/* A K call of `rows` rows of 192 bytes. */
+static struct device_call call_of(uint64_t rows, uint64_t sequence)
+{
+    struct device_call call = {.cookie = (void *)(uintptr_t)sequence,
+                               .memory = {memory, memory, memory},
+                               .sequence = sequence,
+                               .tell_done = true};
+    call.plan = (struct op_plan){.op = 1,
+                                 .dim0 = rows,
+                                 .dim1 = 1,
+                                 .width_bytes = {192, 128, 64},
+                                 .stride_bytes = {{192, 0}, {128, 0}, {64, 0}},
+                                 .offset_bytes = {0, 512 * MIB, 768 * MIB},
+                                 .copy = {true, true, true},
+                                 .bytes = rows * 384};
+    return call;
+}
+
+static enum device_answer arm(const struct device_call *call)
+{
+    return cuda_stream_arm(stream, call, call->sequence, WAIT_NS, &err);
+}
+
+static enum device_answer submit(const struct device_call *call)
+{
+    uint32_t nr = 1;
+    return cuda_stream_submit(stream, call, &nr, &err);
+}
+
+static int poll(void)
+{
+    return cuda_stream_poll(stream, done, 8, &err);
+}
+
+static void set_ready(uint64_t value)
+{
+    *(uint64_t *)(void *)(mapping + ((const unsigned char *)words.ready - mapping)) = value;
+}
+
+static void assert_words(uint64_t done_word, uint64_t fence)
+{
+    assert_int_equal(*words.done, done_word);
+    assert_int_equal(*words.fence, fence);
+}
+
+/* One that runs ends when the fence says so, before the write behind it. */
+static void run_armed(uint64_t sequence)
+{
+    struct device_call call = call_of(4, sequence);
+    assert_int_equal(arm(&call), DEVICE_OK);
+    assert_int_equal(poll(), 0);
+    set_ready(sequence);
+    driver_work(2);
+    assert_words(sequence, sequence - 1);
+    assert_int_equal(poll(), 0);
+    driver_work(1);
+    assert_int_equal(poll(), 1);
+    assert_ptr_equal(done[0].cookie, (void *)(uintptr_t)sequence);
+    assert_false(done[0].lapsed);
+    assert_int_equal(done[0].error.code, MLACAT_OK);
+}
+
+static void test_cuda_arm_runs_when_the_word_is_there(void **state)
+{
+    (void)state;
+    run_armed(1);
+    driver_work(ALL);
+    assert_int_equal(driver.launches, 1);
+    assert_int_equal(driver.calls[DRIVER_cuStreamWriteValue64], 1); /* to wake who waits for `done` */
+    assert_int_equal(poll(), 0);
+    run_armed(2);
+    struct device_call call = call_of(4, 3);
+    assert_int_equal(arm(&call), DEVICE_OK);
+    set_ready(3);
+    driver_work(3);
+    assert_int_equal(poll(), 1);
+    assert_words(3, 3);
+}
+
+static void test_cuda_arm_lapses_without_a_trace(void **state)
+{
+    (void)state;
+    for (uint64_t sequence = 1; sequence <= 3; sequence++) {
+        struct device_call call = call_of(4, sequence);
+        assert_int_equal(arm(&call), DEVICE_OK);
+        assert_int_equal(poll(), 0);
+        driver_work(3); /* what it does not do too */
+        assert_int_equal(driver.lapses, sequence);
+        assert_words(sequence - 1, sequence - 1);
+        assert_int_equal(poll(), 1);
+        assert_true(done[0].lapsed);
+        assert_int_equal(done[0].error.code, MLACAT_OK);
+        assert_int_equal(atomic_load(&memory->segment->pins), 0);
+        assert_int_equal(submit(&call), DEVICE_OK);
+        driver_work(ALL);
+        assert_int_equal(poll(), 1);
+        assert_false(done[0].lapsed);
+        assert_words(sequence, sequence);
+    }
+}
+
+/* The word came, and the launch was over, before anybody looked. */
+static void test_cuda_arm_is_seen_late(void **state)
+{
+    (void)state;
+    struct device_call call = call_of(4, 1);
+    assert_int_equal(arm(&call), DEVICE_OK);
+    set_ready(1);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+    assert_false(done[0].lapsed);
+    assert_words(1, 1);
+}
+
+static void assert_refused(const struct device_call *call)
+{
+    uint32_t launches = driver.launches;
+    uint32_t pins = (uint32_t)atomic_load(&memory->segment->pins);
+    assert_int_equal(arm(call), DEVICE_AGAIN);
+    assert_int_equal(driver.launches, launches);
+    assert_int_equal(atomic_load(&memory->segment->pins), pins);
+}
+
+static void test_cuda_arm_refuses_what_is_no_quicker(void **state)
+{
+    (void)state;
+    struct device_call large = call_of(1 << 20, 1);
+    struct device_call empty = call_of(4, 1);
+    struct device_call small = call_of(4, 1);
+    assert_refused(&large); /* it would wait on all of the GPU */
+    empty.plan.copy[OP_OUT] = false;
+    assert_refused(&empty);
+    device.mps = false; /* the one it waits for could not run */
+    assert_refused(&small);
+    device.mps = true;
+    assert_int_equal(submit(&small), DEVICE_OK);
+    struct device_call behind = call_of(4, 2);
+    assert_refused(&behind);
+    driver_work(ALL);
+    assert_refused(&behind); /* not seen yet */
+    assert_int_equal(poll(), 1);
+    run_armed(2);
+}
+
+static void test_cuda_arm_failed_launch_is_left_to_submit(void **state)
+{
+    (void)state;
+    struct device_call call = call_of(4, 1);
+    driver.total = 0;
+    driver.fail_at = 1;
+    driver.fail_result = 701;
+    assert_int_equal(arm(&call), DEVICE_AGAIN);
+    assert_int_equal(atomic_load(&memory->segment->pins), 0);
+    driver.fail_at = 0;
+    assert_int_equal(submit(&call), DEVICE_OK);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+}
+
+static void test_cuda_arm_lost_write_loses_the_stream(void **state)
+{
+    (void)state;
+    struct device_call call = call_of(4, 1);
+    driver.total = 0;
+    driver.fail_at = 2; /* kernel, write behind it */
+    driver.fail_result = 999;
+    assert_int_equal(arm(&call), DEVICE_OK);
+    driver.fail_at = 0;
+    assert_int_equal(poll(), -1);
+    assert_int_equal(err.scope, MLACAT_SCOPE_DEVICE);
+    driver_work(ALL);
+}
+
+#define ARM_TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        ARM_TEST(test_cuda_arm_runs_when_the_word_is_there),
+        ARM_TEST(test_cuda_arm_lapses_without_a_trace),
+        ARM_TEST(test_cuda_arm_is_seen_late),
+        ARM_TEST(test_cuda_arm_refuses_what_is_no_quicker),
+        ARM_TEST(test_cuda_arm_failed_launch_is_left_to_submit),
+        ARM_TEST(test_cuda_arm_lost_write_loses_the_stream),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
