@@ -53,6 +53,7 @@ struct ring {
     uint64_t sequence;     /* of the last entry written */
     uint32_t parked;       /* threads that sleep on complete_tail of these pages */
     int64_t checked_ns;    /* when the daemon was last known to be there */
+    int64_t yield_pace;    /* learnt by who waits (ring_wait.c) */
     int64_t entered_ns;    /* when it was last relied on for that a call ends */
     bool alive;            /* something has come from it since checked_ns */
     bool draining;         /* the daemon refused a call because it is about to go */

@@ -17,6 +17,10 @@
 
 /* Longer than a hand-over between two threads that both run. After that the worker may need this very CPU. */
 #define SPIN_ALONE_NS 2000
+/* A yield that takes longer has let somebody run; after others the next one is further away. */
+#define YIELD_EMPTY_NS 1500
+#define YIELD_PACE_LEAST_NS 1000
+#define YIELD_PACE_MOST_NS 16000
 #define LOOKS_PER_CLOCK 8
 #define TAKEN_STEP_NS (TIMING_MS / 10)
 
@@ -29,14 +33,35 @@ static inline void cpu_relax(void)
 #endif
 }
 
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 static bool has_news(const struct mlacat_ring_daemon *daemon, uint32_t seen, uint64_t sequence)
 {
     return (sequence != UINT64_MAX && mlacat_ring_fence(daemon) >= sequence) || mlacat_ring_completed(daemon) != seen;
 }
 
-/* True: there is news. False: it is `until`. */
-static bool spin(const struct mlacat_ring_daemon *daemon, uint32_t seen, uint64_t sequence, int64_t now, int64_t until)
+/* Lets others run, and returns when. `pace`: how long after that it is worth a try again. */
+static int64_t yield(int64_t *pace)
 {
+    int64_t begin = timing_now();
+    sched_yield();
+    int64_t now = timing_now();
+    if (now - begin > YIELD_EMPTY_NS) {
+        *pace = 0;
+    } else {
+        *pace = *pace == 0 ? YIELD_PACE_LEAST_NS : least(2 * *pace, YIELD_PACE_MOST_NS);
+    }
+    return now;
+}
+
+/* True: there is news. False: it is `until`. */
+static bool spin(const struct mlacat_ring_daemon *daemon, uint32_t seen, uint64_t sequence, int64_t until,
+                 int64_t *pace)
+{
+    int64_t now = timing_now();
     int64_t alone = now + SPIN_ALONE_NS;
     while (now < until) {
         for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
@@ -47,7 +72,8 @@ static bool spin(const struct mlacat_ring_daemon *daemon, uint32_t seen, uint64_
         }
         now = timing_now();
         if (now >= alone) {
-            sched_yield();
+            now = yield(pace);
+            alone = now + *pace;
         }
     }
     return has_news(daemon, seen, sequence);
@@ -94,11 +120,6 @@ void ring_check(struct mlacat_stream *stream, int64_t now)
     pthread_mutex_lock(&stream->ring->lock);
 }
 
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 bool ring_pause(struct mlacat_stream *stream, struct ring_look *look, int64_t deadline)
 {
     struct ring *ring = stream->ring;
@@ -120,9 +141,11 @@ bool ring_pause(struct mlacat_stream *stream, struct ring_look *look, int64_t de
     const struct mlacat_ring_daemon *daemon = ring->daemon;
     uint32_t seen = ring->head;
     int64_t until = least(deadline, now + RING_CHECK_NS);
+    int64_t pace = ring->yield_pace;
     pthread_mutex_unlock(&ring->lock);
-    bool news = spin(daemon, seen, look->sequence, now, least(until, look->begin_ns + stream->client->spin_ns));
+    bool news = spin(daemon, seen, look->sequence, least(until, look->begin_ns + stream->client->spin_ns), &pace);
     pthread_mutex_lock(&ring->lock);
+    ring->yield_pace = pace;
     if (news) {
         look->begin_ns = 0;
         ring->checked_ns = now; /* it was not there yet at that time */

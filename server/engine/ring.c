@@ -84,6 +84,13 @@ enum ring_answer ring_take(struct ring *ring, struct mlacat_ring_submission *ent
     return RING_TAKEN;
 }
 
+void ring_put_back(struct ring *ring)
+{
+    ring->submit_head--;
+    ring->in_flight--;
+    ring->sequence--;
+}
+
 void ring_release_taken(struct ring *ring)
 {
     mlacat_ring_take_up_to(ring->daemon, ring->submit_head);

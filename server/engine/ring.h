@@ -73,6 +73,8 @@ enum ring_answer {
 
 /* Takes the next entry. The place is the client's again after ring_release_taken. */
 enum ring_answer ring_take(struct ring *ring, struct mlacat_ring_submission *entry, struct error *err);
+/* The entry that ring_take has just given is the next one again, whatever stands there then. */
+void ring_put_back(struct ring *ring);
 /* Tells the client which places are free; after a round of ring_take. */
 void ring_release_taken(struct ring *ring);
 /* True if ring_take would find something, or something wrong. Cheap: for the worker's look at all its rings. */

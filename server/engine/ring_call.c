@@ -37,6 +37,10 @@ void ring_call_read(const struct mlacat_ring_submission *entry, uint64_t now_ns,
 {
     call->call_id = entry->call_id;
     call->received_ns = now_ns;
+    call->gated_ns = 0;
+    call->ask_ns = 0;
+    call->armed_ns = 0;
+    call->unarmed = false;
     call->launched_ns = 0;
     call->ended_ns = 0;
     call->deadline_ns = 0;

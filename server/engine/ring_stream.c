@@ -213,10 +213,17 @@ static void cancel(struct worker *worker, struct stream *stream, const struct ml
     ring_complete(&stream->ring->ring, entry->call_id, &outcome, 0, 0);
 }
 
+void ring_stream_note_deadline(const struct call *call)
+{
+    struct ring_stream *ring = call->stream->ring;
+    if (call->deadline_ns != 0 && (ring->deadline_ns == 0 || call->deadline_ns < ring->deadline_ns)) {
+        ring->deadline_ns = call->deadline_ns;
+    }
+}
+
 static void accept_call(struct worker *worker, struct stream *stream, const struct mlacat_ring_submission *entry,
                         uint64_t now_ns)
 {
-    struct ring_stream *ring = stream->ring;
     struct call *call = get_call(worker, stream);
     ring_call_read(entry, now_ns, call);
     if (worker->drain_seen) {
@@ -230,9 +237,7 @@ static void accept_call(struct worker *worker, struct stream *stream, const stru
     }
     atomic_store_explicit(&call->claim, CALL_WAITING, memory_order_relaxed);
     list_append(&stream->queue, &call->queue_link);
-    if (call->deadline_ns != 0 && (ring->deadline_ns == 0 || call->deadline_ns < ring->deadline_ns)) {
-        ring->deadline_ns = call->deadline_ns;
-    }
+    ring_stream_note_deadline(call);
 }
 
 static void take_entries(struct worker *worker, struct stream *stream)
@@ -249,6 +254,10 @@ static void take_entries(struct worker *worker, struct stream *stream)
             break;
         }
         if (answer != RING_TAKEN) {
+            break;
+        }
+        if ((entry.flags & MLACAT_RING_SUBMIT_CANCEL) && stream->armed) {
+            ring_put_back(&ring->ring); /* whether the armed call can be cancelled nobody knows for a moment */
             break;
         }
         if (now_ns == 0) {

@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "arming.h"
 #include "call.h"
 #include "device.h"
 #include "list.h"
@@ -61,7 +62,8 @@ struct ring_stream {
     struct list_node link;          /* on the worker's list */
     bool unreadable;                /* the client broke the ring, or is gone */
     bool reported;                  /* `broken` was */
-    uint64_t deadline_ns;           /* the earliest of the queued calls, or one before it; 0: none has any */
+    struct arming arming;
+    uint64_t deadline_ns; /* the earliest of the queued calls, or one before it; 0: none has any */
 };
 
 enum mlacat_status ring_stream_new(struct rings *rings, struct engine *engine, struct ring_stream **ring,
@@ -87,6 +89,8 @@ void ring_streams_sleep(const struct worker *worker, bool asleep);
 
 /* The call at the front of the queue may be launched: it has nothing to wait for, or has failed and only tells so. */
 bool ring_stream_ready(const struct call *call);
+/* The call is in the queue: it ends at its deadline. */
+void ring_stream_note_deadline(const struct call *call);
 /* The call, on no list, was refused by the device with call->error. True: it goes on as a signal, in its place. */
 bool ring_stream_signals(struct call *call);
 /* Answers a call that has ended and is on no list. */

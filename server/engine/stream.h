@@ -69,6 +69,7 @@ struct stream {
     struct list_node queue;                     /* worker: calls not launched yet */
     struct list_node launched;                  /* worker: calls that the device has */
     struct device_stream *device_stream;
+    bool armed;              /* worker: the device waits for the word of its only launched call */
     bool full;               /* worker: the device takes no more until something completes */
     bool lost;               /* worker: the device failed under it */
     struct error lost_error; /* worker: how */

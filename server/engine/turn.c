@@ -59,6 +59,7 @@ static void fail_all(struct worker *worker, struct stream *stream)
 static void lose_stream(struct worker *worker, struct stream *stream, const struct error *why)
 {
     stream->lost = true;
+    stream->armed = false;
     stream->lost_error = *why;
     stream->lost_error.scope = MLACAT_SCOPE_DEVICE;
     fail_all(worker, stream);
@@ -110,12 +111,24 @@ static enum device_answer ask_event(struct worker *worker, struct call *call, ui
     return answer;
 }
 
+/* Its `ready` word has come. */
+static void note_ready(const struct call *call, uint64_t now_ns)
+{
+    if (call->gated) {
+        arming_ready(&call->stream->ring->arming, call->gated_ns != 0 ? now_ns - call->gated_ns : 0);
+    }
+}
+
 /* Whether a call that is next in the queue is to be launched. One that came in a packet may be withdrawn by the loop
  * until it is taken here. */
 static enum launch_answer ask(struct worker *worker, struct call *call, uint64_t now_ns)
 {
     if (call->stream->ring) {
-        return ring_stream_ready(call) ? LAUNCH_NOW : LAUNCH_LATER;
+        if (!ring_stream_ready(call)) {
+            return LAUNCH_LATER;
+        }
+        note_ready(call, now_ns);
+        return LAUNCH_NOW;
     }
     if (atomic_load_explicit(&call->claim, memory_order_relaxed) == CALL_WAITING && call->deadline_ns != 0 &&
         now_ns >= call->deadline_ns) {
@@ -220,15 +233,95 @@ static bool launch_batch(struct worker *worker, struct stream *stream)
     return !stream->full;
 }
 
+static void arm(struct worker *worker, struct stream *stream, struct call *call, uint64_t wait_ns)
+{
+    struct device_call *device_call = &worker->batch[0];
+    struct error err;
+    describe(call, device_call);
+    if (worker->ops->arm(stream->device_stream, device_call, call->ready, wait_ns, &err) != DEVICE_OK) {
+        call->unarmed = true;
+        return;
+    }
+    list_remove(&call->queue_link);
+    list_append(&stream->launched, &call->queue_link);
+    stream->armed = true;
+    worker->moved = true;
+}
+
+/* The first call waits for its `ready` word, and all before it have ended. */
+static void wait_for_word(struct worker *worker, struct stream *stream, struct call *call)
+{
+    struct arming *arming = &stream->ring->arming;
+    uint64_t now_ns = clock_now_ns();
+    if (call->gated_ns == 0) {
+        call->gated_ns = now_ns;
+        call->unarmed = !worker->ops->arm || !arming_allowed(arming);
+    }
+    struct arming_plan plan = arming_plan(arming, call->gated_ns, now_ns);
+    uint64_t pause_ns = arming_pause_ns(&plan, call->gated_ns, now_ns);
+    call->ask_ns = now_ns + pause_ns;
+    worker->eager |= pause_ns == 0;
+    bool again = plan.arm_ns <= call->armed_ns; /* once is enough for one expectation */
+    if (!call->unarmed && !again && now_ns >= plan.arm_ns && now_ns + ARMING_LEAST_NS <= plan.late_ns) {
+        call->armed_ns = now_ns;
+        arm(worker, stream, call, plan.late_ns - now_ns);
+    }
+}
+
+/* The device waits for the word itself; when it has come is for us to see. */
+static void watch_armed(struct worker *worker, struct stream *stream)
+{
+    struct call *call = LIST_ENTRY(stream->launched.next, struct call, queue_link);
+    uint64_t now_ns = clock_now_ns();
+    worker->eager |= now_ns - call->ask_ns < ARMING_MOST_NS; /* longer than that a GPU is busy with something else */
+    if (call->launched_ns == 0 && ring_stream_ready(call)) {
+        call->launched_ns = now_ns;
+        note_ready(call, now_ns);
+        worker->moved = true;
+    }
+}
+
 /* Launches from the queue until it is empty, its first call has to wait, or the device is full. */
 static void launch(struct worker *worker, struct stream *stream)
 {
+    if (stream->armed) {
+        watch_armed(worker, stream);
+        return;
+    }
     while (!list_empty(&stream->queue) && !(stream->full && !list_empty(&stream->launched)) &&
            launch_batch(worker, stream)) {
+    }
+    if (stream->ring && list_empty(&stream->launched) && !list_empty(&stream->queue) && !stream->full) {
+        wait_for_word(worker, stream, LIST_ENTRY(stream->queue.next, struct call, queue_link));
     }
 }
 
 /* ---------------------------------------------------------------------------------------------------- the turn */
+
+/* The word did not come in time: from now on it is for us to see. */
+static void take_lapsed(struct stream *stream, struct call *call)
+{
+    arming_lapsed(&stream->ring->arming);
+    call->launched_ns = 0;
+    list_remove(&call->queue_link);
+    list_prepend(&stream->queue, &call->queue_link);
+    ring_stream_note_deadline(call);
+}
+
+static void end_launched(struct worker *worker, const struct device_completion *done, uint64_t now_ns)
+{
+    struct call *call = done->cookie;
+    if (done->error.code != MLACAT_OK) {
+        call->error = done->error;
+    }
+    if (call->launched_ns == 0) {
+        call->launched_ns = now_ns; /* it was armed, and both its word and its end are new to us */
+        note_ready(call, now_ns);
+    }
+    call->ended_ns = now_ns;
+    list_remove(&call->queue_link);
+    give_back(worker, call);
+}
 
 static void reap(struct worker *worker, struct stream *stream)
 {
@@ -245,14 +338,16 @@ static void reap(struct worker *worker, struct stream *stream)
     uint64_t now_ns = clock_now_ns();
     stream->full = false;
     for (int i = 0; i < done_nr; i++) {
-        struct call *call = done[i].cookie;
-        if (done[i].error.code != MLACAT_OK) {
-            call->error = done[i].error;
+        if (done[i].lapsed) {
+            take_lapsed(stream, done[i].cookie);
+        } else {
+            end_launched(worker, &done[i], now_ns);
         }
-        call->ended_ns = now_ns;
-        list_remove(&call->queue_link);
-        give_back(worker, call);
     }
+    if (stream->armed && !done[0].lapsed) {
+        arming_ran(&stream->ring->arming);
+    }
+    stream->armed = false;
 }
 
 /* When the stream wants its next turn; 0: soon. */
@@ -262,7 +357,7 @@ static uint64_t next_look_ns(const struct stream *stream)
         return 0;
     }
     const struct call *first = LIST_ENTRY(stream->queue.next, struct call, queue_link);
-    return is_gated(first) ? first->ask_ns : 0;
+    return is_gated(first) || (stream->ring && !ring_stream_ready(first)) ? first->ask_ns : 0;
 }
 
 bool turn_take(struct worker *worker, struct stream *stream, bool withdrawn)
@@ -273,8 +368,12 @@ bool turn_take(struct worker *worker, struct stream *stream, bool withdrawn)
     if (withdrawn) {
         drop_withdrawn(worker, stream);
     }
-    launch(worker, stream);
+    /* First, for what has ended may be what the next call waits for. */
     if (!list_empty(&stream->launched)) {
+        reap(worker, stream);
+    }
+    launch(worker, stream);
+    if (worker->ops->works_in_poll && !list_empty(&stream->launched)) {
         reap(worker, stream);
     }
     bool launched = !list_empty(&stream->launched);

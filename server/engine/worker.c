@@ -12,6 +12,10 @@
 #include "turn.h"
 
 #define NAP_SLACK_NS 1000 /* the kernel's default would double a nap */
+/* Events that are no further apart than this may be waited for without a pause. */
+#define BRISK_NS 500000
+/* How fast a wait is forgotten: a call is a few events, of which only one is long in coming. */
+#define FORGET_PARTS 8
 
 static void on_call(struct worker *worker, struct call *call)
 {
@@ -29,6 +33,7 @@ static bool drive(struct worker *worker, uint32_t withdrawn)
 {
     bool launched = false;
     worker->look_ns = UINT64_MAX;
+    worker->eager = false;
     struct list_node *node = worker->active.next;
     while (node != &worker->active) {
         struct stream *stream = LIST_ENTRY(node, struct stream, active_link);
@@ -39,12 +44,20 @@ static bool drive(struct worker *worker, uint32_t withdrawn)
     return launched;
 }
 
+/* How long it looks on without a pause after the last event: to wake would take as long as a small call, or longer.
+ * When events come briskly, it is twice as long as the last ones took. */
+static uint64_t looks_on_ns(const struct worker *worker)
+{
+    uint64_t brisk_ns = 2 * worker->brisk_ns;
+    return worker->spin_ns == 0 || brisk_ns < worker->spin_ns ? worker->spin_ns : brisk_ns;
+}
+
 static bool looks_on(const struct worker *worker, uint64_t waited_ns)
 {
     if (worker->poll == WORKER_POLL_SPIN) {
         return worker_streams(worker) > 0;
     }
-    return waited_ns < worker->spin_ns;
+    return waited_ns < looks_on_ns(worker) || (worker->eager && worker->poll != WORKER_POLL_SLEEP);
 }
 
 /* All that a round looks at but what is under way. Sequentially consistent, because it is asked before a sleep
@@ -75,11 +88,12 @@ static void rest(struct worker *worker, uint64_t nap_ns)
 /* Until there is something to do. */
 static void wait_for_work(struct worker *worker)
 {
-    uint64_t start_ns = clock_now_ns();
+    uint64_t start_ns = worker->moved_ns;
+    worker->eager = false; /* what was expected has come */
     while (!has_news(worker)) {
         uint64_t waited_ns = clock_now_ns() - start_ns;
         if (looks_on(worker, waited_ns)) {
-            spin_pause(waited_ns);
+            spin_pause(&worker->spinner, waited_ns);
             continue;
         }
         rest(worker, 0);
@@ -87,21 +101,28 @@ static void wait_for_work(struct worker *worker)
     }
 }
 
-/* Between two rounds over calls that are under way. */
+static void note_events(struct worker *worker)
+{
+    uint64_t now_ns = clock_now_ns();
+    uint64_t gap_ns = now_ns - worker->moved_ns;
+    worker->moved = false;
+    worker->moved_ns = now_ns;
+    worker->brisk_ns -= worker->brisk_ns / FORGET_PARTS;
+    if (gap_ns <= BRISK_NS && gap_ns > worker->brisk_ns) {
+        worker->brisk_ns = gap_ns;
+    }
+}
+
+/* Between two rounds over calls that are under way, the last one without an event. */
 static void pause_round(struct worker *worker)
 {
     uint64_t now_ns = clock_now_ns();
-    if (worker->moved) {
-        worker->moved = false;
-        worker->moved_ns = now_ns;
-        return;
-    }
     uint64_t waited_ns = now_ns - worker->moved_ns;
     if (looks_on(worker, waited_ns)) {
-        spin_pause(waited_ns);
+        spin_pause(&worker->spinner, waited_ns);
     } else {
         /* Nothing but gated calls: until the first of them is asked for. */
-        bool is_later = worker->look_ns > now_ns + WORKER_NAP_NS;
+        bool is_later = worker->look_ns > now_ns;
         rest(worker, is_later ? worker->look_ns - now_ns : WORKER_NAP_NS);
     }
 }
@@ -129,9 +150,13 @@ static void *worker_main(void *arg)
             worker->posted = false;
             loop_bell_ring(worker->bell);
         }
+        bool moved = worker->moved;
+        if (moved) {
+            note_events(worker);
+        }
         if (list_empty(&worker->active)) {
             wait_for_work(worker);
-        } else if (!launched || !worker->ops->works_in_poll) {
+        } else if (!moved && (!launched || !worker->ops->works_in_poll)) {
             pause_round(worker);
         }
     }

@@ -68,13 +68,16 @@ struct worker {
     struct list_node ended;                         /* worker: calls to post at the end of their stream's turn */
     bool posted;                                    /* worker: in this round; the loop must know */
     bool moved;                                     /* worker: in this round a call came, was launched, or ended */
+    struct spinner spinner;                         /* worker */
     uint64_t moved_ns;                              /* worker: when that was last so */
+    uint64_t brisk_ns;                              /* worker: the longest of its last waits for that, but long ones */
     bool drain_seen;                                /* worker */
     uint32_t ring_calls_now;                        /* worker */
     struct list_node rings;                         /* worker: struct ring_stream.link, attached */
     struct device_call batch[DEVICE_BATCH];         /* worker: on their way to the device */
     struct counters counters;                       /* worker, read by the loop: calls of rings */
     uint64_t look_ns;                               /* worker: when a stream wants its next turn; 0: soon */
+    bool eager;                                     /* worker: one is expected to want it at any moment */
 };
 
 /* RESOURCE_EXHAUSTED: no thread, no descriptors. */

@@ -56,8 +56,9 @@ struct call {
 
     struct mail mail;            /* on its way between the two */
     struct list_node queue_link; /* worker: the stream's queue */
-    uint64_t gated_ns;           /* worker: since when it is first in its stream and waits for its event; 0: not yet */
-    uint64_t ask_ns;             /* worker: not before then is the event asked for again */
+    uint64_t gated_ns;           /* worker: since when it is first in its stream and waits for its event or its `ready`
+                                    word; 0: not yet */
+    uint64_t ask_ns;             /* worker: not before then is that looked at again */
     uint64_t launched_ns;        /* worker; 0: never */
     uint64_t ended_ns;           /* worker */
     struct error error;          /* worker while SUBMITTED, else loop */
@@ -66,8 +67,10 @@ struct call {
     uint64_t sequence; /* of its entry */
     uint64_t ready;    /* if `gated`: what the stream's `ready` word must reach before the launch */
     bool gated;
-    bool tell_done;   /* the client's GPU waits for its end */
-    bool signal_only; /* it has failed unlaunched, with `error`, and stays in its place to tell so */
+    uint64_t armed_ns; /* when it was armed last, in vain; 0: not yet */
+    bool unarmed;      /* the word is for the worker to wait for, not for the device */
+    bool tell_done;    /* the client's GPU waits for its end */
+    bool signal_only;  /* it has failed unlaunched, with `error`, and stays in its place to tell so */
 };
 
 /* The one setter: asserts that the arrow exists. */

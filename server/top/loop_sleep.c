@@ -47,7 +47,7 @@ static void on_prepare(uv_prepare_t *prepare)
     }
     if (is_worth_looking(sleep, now_ns)) {
         uv_idle_start(&sleep->busy, on_busy);
-        spin_pause(now_ns - sleep->last_event_ns);
+        spin_pause(&sleep->spinner, now_ns - sleep->last_event_ns);
         return;
     }
     uv_idle_stop(&sleep->busy);

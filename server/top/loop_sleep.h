@@ -17,6 +17,7 @@
 #include <stdint.h>
 #include <uv.h>
 
+#include "doorbell.h"
 #include "loop_bell.h"
 #include "service.h"
 #include "worker.h"
@@ -29,7 +30,8 @@ struct loop_sleep {
     struct loop_bell bell;
     struct service *service;
     enum worker_poll poll;
-    uint64_t spin_ns;             /* how long it goes on looking (poll = balanced) */
+    uint64_t spin_ns; /* how long it goes on looking (poll = balanced) */
+    struct spinner spinner;
     uint64_t last_event_ns;       /* a packet or a completion */
     void (*on_turn)(void *owner); /* once a turn, when everything that was finished is handed out */
     void *owner;

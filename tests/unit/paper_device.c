@@ -14,12 +14,16 @@
 
 #include "mlacat_ring.h"
 
+#define PAPER_WAIT_MOST_NS 1000000
+
 struct paper paper;
 
 struct device_stream {
     struct device_words words;
     struct device_call calls[PAPER_CALLS];
     int nr;
+    bool armed; /* the one call that it then has */
+    uint64_t value;
 };
 
 static struct device_memory {
@@ -68,7 +72,11 @@ static enum device_answer paper_pages_register(struct device *device, void *addr
                                                struct device_pages **pages, struct error *err)
 {
     (void)device;
-    (void)err;
+    if (paper.no_room_nr > 0) {
+        paper.no_room_nr--;
+        error_set(err, MLACAT_RESOURCE_EXHAUSTED, "no room on paper");
+        return DEVICE_AGAIN;
+    }
     assert_int_equal(((uintptr_t)address | bytes) % (size_t)sysconf(_SC_PAGESIZE), 0);
     *pages = &paper_pages;
     paper.pages++;
@@ -107,7 +115,8 @@ static enum device_answer paper_submit(struct device_stream *stream, const struc
                                        struct error *err)
 {
     uint32_t taken = 0;
-    while (paper.held) {
+    assert_false(stream->armed);
+    while (paper.held || paper.held_fence == stream->words.fence) {
         sched_yield();
     }
     if (paper.refuse_nr > 0 && !calls[0].signal_only) {
@@ -119,12 +128,56 @@ static enum device_answer paper_submit(struct device_stream *stream, const struc
     while (taken < *nr && stream->nr < PAPER_CALLS) {
         paper.signals += calls[taken].signal_only;
         stream->calls[stream->nr++] = calls[taken++];
+        if (paper.logged < PAPER_LOG) {
+            paper.log[paper.logged] = stream->words.fence;
+            paper.logged++;
+        }
     }
     paper.failed_early = (int)mlacat_ring_failed(daemon_of(stream));
     paper.largest = (int)taken > paper.largest ? (int)taken : paper.largest;
     paper.launched += (int)taken;
     *nr = taken;
     return taken > 0 ? DEVICE_OK : DEVICE_AGAIN;
+}
+
+static enum device_answer paper_arm(struct device_stream *stream, const struct device_call *call, uint64_t value,
+                                    uint64_t wait_ns, struct error *err)
+{
+    (void)err;
+    assert_non_null(stream->words.ready);
+    assert_int_equal(stream->nr, 0);
+    assert_false(call->signal_only);
+    assert_in_range(wait_ns, 1, PAPER_WAIT_MOST_NS);
+    paper.offered++;
+    if (!paper.takes_arms) {
+        return DEVICE_AGAIN;
+    }
+    stream->calls[stream->nr++] = *call;
+    stream->value = value;
+    stream->armed = true;
+    paper.wait_ns = wait_ns;
+    paper.armed++;
+    return DEVICE_OK;
+}
+
+/* The armed call lapses. */
+static bool has_lapsed(struct device_stream *stream, struct device_completion *done)
+{
+    if (!stream->armed || paper.lapse_nr <= 0) {
+        return false;
+    }
+    *done = (struct device_completion){.cookie = stream->calls[0].cookie, .lapsed = true};
+    stream->armed = false;
+    stream->nr = 0;
+    paper.lapse_nr--;
+    return true;
+}
+
+/* The armed call still waits. */
+static bool is_waiting(const struct device_stream *stream)
+{
+    uint64_t ready = __atomic_load_n(stream->words.ready, __ATOMIC_ACQUIRE);
+    return stream->armed && !paper.quick && (int64_t)(ready - stream->value) < 0;
 }
 
 /* As device.h asks: `done`, then the fence; a call that fails moves only the first, and is the last of its poll. */
@@ -134,8 +187,15 @@ static int paper_poll(struct device_stream *stream, struct device_completion *do
     bool failed = false;
     if (paper.lost) {
         stream->nr = 0;
+        stream->armed = false;
         error_set(err, MLACAT_INTERNAL, "paper burnt");
         return -1;
+    }
+    if (has_lapsed(stream, done)) {
+        return 1;
+    }
+    if (is_waiting(stream)) {
+        return 0;
     }
     while (!failed && nr < max && stream->nr > 0 && paper.permits > 0) {
         struct device_call *call = &stream->calls[0];
@@ -149,11 +209,13 @@ static int paper_poll(struct device_stream *stream, struct device_completion *do
             paper.fail_nr--;
             error_set_scoped(&done[nr].error, MLACAT_INTERNAL, MLACAT_SCOPE_CALL, "paper was torn");
         } else {
+            paper.output[call->sequence % PAPER_OUTPUTS] = call->sequence;
             __atomic_store_n(stream->words.fence, call->sequence, __ATOMIC_RELEASE);
         }
         nr++;
         memmove(stream->calls, stream->calls + 1, sizeof(stream->calls) - sizeof(stream->calls[0]));
         stream->nr--;
+        stream->armed = false;
     }
     return nr;
 }
@@ -177,5 +239,6 @@ const struct device_ops paper_ops = {
     .stream_open = paper_stream_open,
     .stream_close = paper_stream_close,
     .submit = paper_submit,
+    .arm = paper_arm,
     .poll = paper_poll,
 };

@@ -15,6 +15,8 @@
 #include "device.h"
 
 #define PAPER_CALLS 64 /* that a stream takes */
+#define PAPER_LOG 1024
+#define PAPER_OUTPUTS 256
 
 struct paper {
     _Atomic int permits; /* calls that may end */
@@ -24,10 +26,22 @@ struct paper {
     _Atomic int refuse_nr;    /* calls that submit refuses from now on */
     _Atomic int fail_nr;      /* calls that end badly from now on */
     _Atomic int lost;         /* poll fails */
+    _Atomic int takes_arms;   /* arm takes calls; else it answers AGAIN */
+    _Atomic int offered;      /* calls to arm */
+    _Atomic int armed;        /* that it took; they do not count as launched */
+    _Atomic int lapse_nr;     /* armed calls that lapse from now on, whatever their word says; others never do */
+    _Atomic int quick;        /* the word of an armed call comes when nobody but the device looks */
+    _Atomic uint64_t wait_ns; /* of the last call that was armed */
     _Atomic int held;         /* submit does not return */
-    _Atomic int failed_early; /* `failed` when the last call was launched */
+    _Atomic(const void *) held_fence; /* the same for the stream with this fence only */
+    _Atomic int failed_early;         /* `failed` when the last call was launched */
     _Atomic int released;
     _Atomic int pages;
+    _Atomic int no_room_nr; /* registrations of pages that find no room from now on */
+    _Atomic int logged;
+    _Atomic(const void *) log[PAPER_LOG]; /* the fence of each call launched, in order: of one worker */
+    /* What the calls write: place sequence % PAPER_OUTPUTS gets the sequence number, before the fence passes it. */
+    uint64_t output[PAPER_OUTPUTS];
 };
 
 extern struct paper paper;

@@ -8,212 +8,25 @@
 
 #include <cmocka.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "buffers.h"
-#include "engine.h"
-#include "mlacat_ring.h"
 #include "paper_device.h"
+#include "ring_scene.h"
 #include "ring_stream.h"
-#include "stream.h"
-
-#define ENTRIES 64
-#define STRESS_CALLS 20000
-
-/* ------------------------------------------------------------------------------------------ the loop */
-
-static struct engine engine;
-static struct control_lane lane;
-static struct loop_bell bell;
-static struct rings *rings;
-static struct stream *stream;
-static struct buffer *buffer;
-static int opened;
-static int gone;
-static int imported;
-static int unpublished;
-static int broken_nr;
-static struct error broken;
-
-static void no_wake(void *arg)
-{
-    (void)arg;
-}
-
-static void on_opened(struct stream *s)
-{
-    assert_int_equal(s->state, STREAM_OPEN);
-    opened++;
-}
-
-static void on_broken(struct stream *s, const struct error *why)
-{
-    (void)s;
-    broken_nr++;
-    broken = *why;
-}
-
-static void on_gone(struct stream *s)
-{
-    (void)s;
-    gone++;
-}
-
-static void on_imported(struct buffer *b)
-{
-    b->ref = (struct wire_ref){(uint32_t)imported, 1};
-    imported++;
-}
-
-static void on_unpublished(struct buffer *b)
-{
-    (void)b;
-    unpublished++;
-}
-
-static void on_buffer_gone(struct buffer *b)
-{
-    (void)b;
-}
-
-static const struct stream_handlers stream_handlers = {
-    .on_opened = on_opened, .on_broken = on_broken, .on_gone = on_gone};
-static const struct buffer_handlers buffer_handlers = {
-    .on_imported = on_imported, .on_unpublished = on_unpublished, .on_gone = on_buffer_gone};
-
-/* Turns the loop until the condition holds; the alarm of main() ends a test that waits in vain. */
-#define TURN_UNTIL(condition) \
-    while (!(condition)) {    \
-        engine_take(&engine); \
-        sched_yield();        \
-    }
-
-static struct buffer *publish(void)
-{
-    static const struct memory_request request = {.kind = MEMORY_HOST};
-    struct buffer *made;
-    struct error err;
-    int before = imported;
-    assert_int_equal(buffer_import(&engine, &lane, &request, &buffer_handlers, NULL, &made, &err), MLACAT_OK);
-    TURN_UNTIL(imported == before + 1);
-    buffer_publish(made, &rings->table);
-    return made;
-}
-
-static _Atomic uint32_t naps;
-static _Atomic bool long_naps; /* a nap ends only by a ring */
-
-void __real_doorbell_nap(struct doorbell *doorbell, uint64_t ns);
-void __wrap_doorbell_nap(struct doorbell *doorbell, uint64_t ns);
-
-void __wrap_doorbell_nap(struct doorbell *doorbell, uint64_t ns)
-{
-    bool is_long = long_naps;
-    naps++;
-    __real_doorbell_nap(doorbell, is_long ? UINT64_C(3600000000000) : ns);
-}
-
-/* ------------------------------------------------------------------------------------------ the client */
-
-static struct mlacat_ring_client *client;
-static const struct mlacat_ring_daemon *daemon_page;
-static int doorbell_fd; /* as the client has it */
-static uint32_t tail;
-static uint32_t head;
-
-static struct mlacat_ring_submission *write_entry(uint64_t id, uint32_t flags)
-{
-    struct mlacat_ring_submission *entries = (void *)(rings->pages->client + rings->pages->submissions_offset);
-    struct mlacat_ring_submission *entry = &entries[tail++ % ENTRIES];
-    memset(entry, 0, sizeof(*entry));
-    entry->call_id = id;
-    entry->op = OP_CONCAT_MLA_ABSORB_Q;
-    entry->dtype = 1;
-    entry->flags = flags;
-    entry->dim0 = entry->dim1 = 1;
-    entry->width_first = entry->width_second = 4;
-    for (int i = 0; i < 3; i++) {
-        entry->buffer[i] = (struct mlacat_ring_buffer){buffer ? buffer->ref.id : 0, 1};
-        entry->offset_bytes[i] = (uint64_t)i * 64;
-        entry->stride[i][0] = entry->stride[i][1] = 32;
-    }
-    return entry;
-}
-
-static void submit(void)
-{
-    mlacat_ring_submit(client, tail);
-    if (mlacat_ring_daemon_sleeps(daemon_page)) {
-        uint64_t one = 1;
-        assert_int_equal(write(doorbell_fd, &one, sizeof(one)), sizeof(one));
-    }
-}
-
-static void send_calls(uint64_t first_id, uint32_t nr, uint32_t flags)
-{
-    for (uint32_t i = 0; i < nr; i++) {
-        write_entry(first_id + i, flags)->ready = 1;
-    }
-    submit();
-}
-
-/* The status of the next completion, which is of call `id`. */
-static uint16_t wait_for(uint64_t id)
-{
-    const struct mlacat_ring_completion *entries = (void *)(rings->pages->daemon + rings->pages->completions_offset);
-    TURN_UNTIL(mlacat_ring_completed(daemon_page) != head);
-    assert_int_equal(entries[head % ENTRIES].call_id, id);
-    uint16_t status = entries[head % ENTRIES].status;
-    mlacat_ring_completions_read(client, ++head);
-    return status;
-}
 
 static int setup(void **state)
 {
-    struct error err;
-    struct ring_stream *ring;
-    struct engine_options options = {
-        .ops = &paper_ops, .uuid = "", .workers = 1, .poll = WORKER_POLL_BALANCED, .spin_ns = 1000, .bell = &bell};
     (void)state;
-    memset(&paper, 0, sizeof(paper));
-    opened = gone = imported = unpublished = broken_nr = 0;
-    tail = head = 0;
-    bell.wake = no_wake;
-    naps = 0;
-    long_naps = false;
-    control_lane_init(&lane);
-    assert_int_equal(engine_start(&engine, &options, &err), MLACAT_OK);
-    assert_int_equal(rings_new(2, ENTRIES - 1, &rings, &err), MLACAT_OK);
-    assert_int_equal(ring_stream_new(rings, &engine, &ring, &err), MLACAT_OK);
-    client = ring->ring.client;
-    daemon_page = ring->ring.daemon;
-    doorbell_fd = dup(ring->doorbell_fd);
-    assert_int_equal(stream_open(&engine, &lane, ENTRIES, ring, &stream_handlers, NULL, &stream, &err), MLACAT_OK);
-    buffer = publish();
-    TURN_UNTIL(opened == 1);
+    scene_open(&paper_ops);
     return 0;
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    paper.permits = 1 << 20;
-    if (stream) {
-        stream_drop_ring(stream);
-        stream_close(stream);
-        TURN_UNTIL(gone == 1);
-    }
-    if (buffer) {
-        buffer_drop(buffer);
-    }
-    TURN_UNTIL(paper.released == imported);
-    rings_free(rings);
-    TURN_UNTIL(engine_idle(&engine));
-    engine_stop(&engine);
-    close(doorbell_fd);
+    scene_close();
     return 0;
 }
 
@@ -485,61 +298,6 @@ static void test_engine_ring_drained_is_news(void **state)
     assert_int_equal(wait_for(2), MLACAT_UNAVAILABLE);
 }
 
-/* A client on a thread of its own, while the loop gives names to buffers and takes them away: for the thread
- * sanitizer. */
-static void *stress_main(void *arg)
-{
-    uint32_t calls_nr = *(const uint32_t *)arg;
-    for (uint64_t id = 0; id < calls_nr; id++) {
-        while (tail - head == ENTRIES - 1 || (id % 128 == 0 && tail != head)) {
-            submit();
-            head = mlacat_ring_completed(daemon_page);
-            mlacat_ring_completions_read(client, head);
-            sched_yield();
-        }
-        struct mlacat_ring_submission *entry = write_entry(id, 0);
-        for (int i = 0; i < 3; i++) {
-            entry->buffer[i].id = (uint32_t)(id % 4);
-        }
-        if (id % 3 == 0 || id + 1 == calls_nr) {
-            submit();
-        }
-        if (id % 512 == 0) {
-            submit();
-            while (!mlacat_ring_daemon_sleeps(daemon_page)) {
-                sched_yield();
-            }
-        }
-    }
-    while (mlacat_ring_completed(daemon_page) != tail) {
-        sched_yield();
-    }
-    return NULL;
-}
-
-static void test_engine_ring_stress(void **state)
-{
-    uint32_t calls_nr = STRESS_CALLS;
-    struct buffer *coming = NULL;
-    pthread_t thread;
-    (void)state;
-    paper.permits = 1 << 30;
-    buffer_drop(buffer);
-    TURN_UNTIL(unpublished == 1);
-    buffer = NULL;
-    assert_int_equal(pthread_create(&thread, NULL, stress_main, &calls_nr), 0);
-    while (pthread_tryjoin_np(thread, NULL) != 0) {
-        imported = imported % 4 == 0 ? 0 : imported;
-        coming = publish();
-        int before = unpublished;
-        buffer_drop(coming);
-        TURN_UNTIL(unpublished > before);
-    }
-    assert_int_equal(broken_nr, 0);
-    TURN_UNTIL(engine.buffers_nr == 0);
-    imported = paper.released;
-}
-
 #define RING_TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -560,7 +318,6 @@ int main(void)
         RING_TEST(test_engine_ring_cancels_one_a_round),
         RING_TEST(test_engine_ring_drains),
         RING_TEST(test_engine_ring_drained_is_news),
-        RING_TEST(test_engine_ring_stress),
     };
     alarm(120);
     return cmocka_run_group_tests(tests, NULL, NULL);

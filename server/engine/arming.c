@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "arming.h"
+
+/* How far apart two waits may be: a part of them, and what a GPU's clocks and queues do anyway. */
+#define SPREAD_PARTS 64
+#define SPREAD_LEAST_NS 20000
+/* A thread that naps wakes so much later than it wanted to. */
+#define WAKE_NS 60000
+/* A wait that is not over when it was expected to be is looked at for this part of it more. */
+#define LOOK_ON_PARTS 8
+#define LOOK_ON_LEAST_NS 50000
+#define LOOK_ON_MOST_NS 2000000
+
+#define PAUSE_LEAST_NS 50000
+#define PAUSE_MOST_NS 1000000
+#define PAUSE_PARTS 16
+
+#define LAPSES_FREE 2
+#define SKIP_MOST_LOG2 6
+
+static uint64_t later(uint64_t a_ns, uint64_t b_ns)
+{
+    return a_ns > b_ns ? a_ns : b_ns;
+}
+
+static uint64_t earlier(uint64_t a_ns, uint64_t b_ns)
+{
+    return a_ns < b_ns ? a_ns : b_ns;
+}
+
+static uint64_t before(uint64_t at_ns, uint64_t by_ns, uint64_t least_ns)
+{
+    return at_ns - least_ns > by_ns ? at_ns - by_ns : least_ns;
+}
+
+static uint64_t spread_of(uint64_t gap_ns)
+{
+    return earlier(SPREAD_LEAST_NS + gap_ns / SPREAD_PARTS, ARMING_MOST_NS / 2);
+}
+
+static struct arming_plan plan_around(uint64_t gap_ns, uint64_t since_ns)
+{
+    uint64_t at_ns = since_ns + gap_ns;
+    uint64_t spread_ns = spread_of(gap_ns);
+    struct arming_plan plan;
+    plan.arm_ns = before(at_ns, spread_ns, since_ns);
+    plan.late_ns = at_ns + spread_ns;
+    plan.look_ns = before(plan.arm_ns, WAKE_NS, since_ns);
+    plan.rest_ns = at_ns + earlier(later(LOOK_ON_LEAST_NS, gap_ns / LOOK_ON_PARTS), LOOK_ON_MOST_NS);
+    return plan;
+}
+
+struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, uint64_t now_ns)
+{
+    struct arming_plan first = plan_around(earlier(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
+    return now_ns < first.late_ns ? first : plan_around(later(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
+}
+
+uint64_t arming_pause_ns(const struct arming_plan *plan, uint64_t since_ns, uint64_t now_ns)
+{
+    if (now_ns >= plan->look_ns && now_ns < plan->rest_ns) {
+        return 0;
+    }
+    uint64_t pause_ns = (now_ns - since_ns) / PAUSE_PARTS;
+    pause_ns = earlier(later(pause_ns, PAUSE_LEAST_NS), PAUSE_MOST_NS);
+    return now_ns < plan->look_ns ? earlier(pause_ns, plan->look_ns - now_ns) : pause_ns;
+}
+
+void arming_ready(struct arming *arming, uint64_t waited_ns)
+{
+    uint64_t last_ns = arming->gap_ns[0];
+    uint64_t other_ns = later(last_ns, waited_ns) - earlier(last_ns, waited_ns);
+    if (other_ns > spread_of(last_ns)) {
+        arming->gap_ns[1] = last_ns;
+    }
+    arming->gap_ns[0] = waited_ns;
+}
+
+bool arming_allowed(struct arming *arming)
+{
+    if (arming->skip > 0) {
+        arming->skip--;
+        return false;
+    }
+    return true;
+}
+
+void arming_lapsed(struct arming *arming)
+{
+    arming->lapses++;
+    if (arming->lapses > LAPSES_FREE) {
+        uint32_t log2 = arming->lapses - LAPSES_FREE;
+        arming->skip = 1u << (log2 < SKIP_MOST_LOG2 ? log2 : SKIP_MOST_LOG2);
+    }
+}
+
+void arming_ran(struct arming *arming)
+{
+    arming->lapses = 0;
+}

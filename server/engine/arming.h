@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * When a call that waits for its `ready` word is given to the device before its turn (device.h, `arm`), and when the
+ * worker should look at the word without a pause. To see the word, launch and have the GPU begin takes longer than the
+ * smallest call itself; but to have the GPU wait for long would take room from the client's own kernels. So a stream's
+ * next call is expected to wait for as long as its last one did, or one before that: a runner's layers take much the
+ * same time, and have a call or two.
+ *
+ * Owns:     nothing.
+ * Thread:   the stream's worker.
+ * Lifetime: zeroed is ready to use.
+ * Errors:   -
+ */
+#ifndef MLACAT_ENGINE_ARMING_H
+#define MLACAT_ENGINE_ARMING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* A GPU waits for a client's word no longer than this, and is not asked to for less. */
+#define ARMING_MOST_NS 200000
+#define ARMING_LEAST_NS 5000
+
+struct arming {
+    /* That the last call waited as the first of its stream, and that the last one did which waited for another time; 0:
+     * not at all, or there was none. */
+    uint64_t gap_ns[2];
+    uint32_t lapses; /* calls in a row that were armed in vain */
+    uint32_t skip;   /* calls that will not be armed for that */
+};
+
+/* All in clock_now_ns's time. */
+struct arming_plan {
+    uint64_t look_ns; /* from then on without a pause, */
+    uint64_t arm_ns;  /* from then on the call may be armed, */
+    uint64_t late_ns; /* and not from then on; */
+    uint64_t rest_ns; /* and from then on with pauses again */
+};
+
+/* For a call that is the first of its stream and waits since `since_ns`: around the first of the two times that is not
+ * over, or the second. */
+struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, uint64_t now_ns);
+
+/* The next pause between two looks at the word, which is not longer than a fraction of the wait; 0: none. */
+uint64_t arming_pause_ns(const struct arming_plan *plan, uint64_t since_ns, uint64_t now_ns);
+
+/* A call's word has come. */
+void arming_ready(struct arming *arming, uint64_t waited_ns);
+
+/* Asked once for each call that waits. false: too many before it were armed in vain. */
+bool arming_allowed(struct arming *arming);
+/* It was armed in vain; or it was not. */
+void arming_lapsed(struct arming *arming);
+void arming_ran(struct arming *arming);
+
+#endif
