@@ -11,7 +11,7 @@
 #include "thread.h"
 #include "timing.h"
 
-#define PERIOD_NS (100 * TIMING_MS)
+#define PERIOD_NS (50 * TIMING_MS)
 
 /* ---------------------------------------------------------------------------------------------------- one buffer */
 

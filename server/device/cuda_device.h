@@ -36,8 +36,9 @@ struct device {
     struct cuda_fences fences;
     struct cuda_segments segments;
     struct cuda_pages pages;
-    uint64_t checked_ns; /* control thread: whether the context is usable */
-    _Atomic bool lost;   /* a result said that the context is unusable */
+    uint64_t checked_ns;  /* control thread: whether the context is usable */
+    _Atomic bool stirred; /* something was launched since the control thread looked last */
+    _Atomic bool lost;    /* a result said that the context is unusable */
 };
 
 /* What another GPU of this process is called, for messages. */

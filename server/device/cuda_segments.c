@@ -11,6 +11,8 @@
 #include "log.h"
 
 #define PIN_LOOK_NS 20000
+/* Who has not looked for calls for as long knows nothing of them. */
+#define BLIND_NS (20 * CUDA_LOOK_NS)
 
 static void sleep_ns(uint64_t ns)
 {
@@ -96,11 +98,38 @@ static void close_segment(struct cuda_segments *segments, struct cuda_segment *s
     }
 }
 
+static bool has_calls(const struct cuda_segments *segments)
+{
+    for (struct list_node *node = segments->open.next; node != &segments->open; node = node->next) {
+        if (atomic_load(&LIST_ENTRY(node, struct cuda_segment, open)->pins) > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void look_for_calls(struct cuda_segments *segments)
+{
+    uint64_t now_ns = clock_now_ns();
+    bool stirred = atomic_exchange_explicit(&segments->device->stirred, false, memory_order_relaxed);
+    if (stirred || now_ns - segments->looked_ns >= BLIND_NS || has_calls(segments)) {
+        segments->quiet_since_ns = now_ns;
+    }
+    segments->looked_ns = now_ns;
+}
+
+static bool is_quiet(const struct cuda_segments *segments, uint64_t now_ns)
+{
+    return now_ns - segments->looked_ns < BLIND_NS && now_ns - segments->quiet_since_ns >= CUDA_QUIET_NS;
+}
+
 /* 0: now */
 static uint64_t pace_left_ns(const struct cuda_segments *segments)
 {
-    uint64_t since_ns = clock_now_ns() - segments->closed_ns;
-    return segments->closed_ns == 0 || since_ns >= CUDA_CLOSE_PACE_NS ? 0 : CUDA_CLOSE_PACE_NS - since_ns;
+    uint64_t now_ns = clock_now_ns();
+    uint64_t since_ns = now_ns - segments->closed_ns;
+    uint64_t pace_ns = is_quiet(segments, now_ns) ? CUDA_QUIET_PACE_NS : CUDA_CLOSE_PACE_NS;
+    return segments->closed_ns == 0 || since_ns >= pace_ns ? 0 : pace_ns - since_ns;
 }
 
 /* Closes it as soon as its calls and the pace allow. false: its calls take too long. */
@@ -149,16 +178,19 @@ static struct cuda_segment *find_due(struct cuda_segments *segments, uint64_t *i
 uint64_t cuda_segments_tend(struct cuda_segments *segments)
 {
     uint64_t in_ns;
+    if (segments->unused_nr == 0) {
+        return UINT64_MAX;
+    }
+    look_for_calls(segments);
     struct cuda_segment *segment = find_due(segments, &in_ns);
-    if (!segment) {
-        return in_ns;
+    if (segment) {
+        in_ns = pace_left_ns(segments);
+        if (in_ns == 0) {
+            close_segment(segments, segment);
+            in_ns = segments->unused_nr > 0 ? CUDA_LOOK_NS : UINT64_MAX;
+        }
     }
-    uint64_t pace_ns = pace_left_ns(segments);
-    if (pace_ns > 0) {
-        return pace_ns;
-    }
-    close_segment(segments, segment);
-    return segments->unused_nr > 0 ? CUDA_CLOSE_PACE_NS : UINT64_MAX;
+    return in_ns == UINT64_MAX ? in_ns : min_u64(in_ns, CUDA_LOOK_NS);
 }
 
 /* ------------------------------------------------------------------------------------------------------- opening */
@@ -265,7 +297,8 @@ static enum mlacat_status make(struct cuda_segments *segments, const struct cuda
 {
     if (segments->unused_nr >= CUDA_UNUSED_MAX) {
         return error_set(err, MLACAT_RESOURCE_EXHAUSTED,
-                         "%" PRIu32 " released allocations wait to be closed, which takes 10 ms each: register and "
+                         "%" PRIu32
+                         " released allocations wait to be closed, which takes up to 10 ms each: register and "
                          "release less often, larger allocations",
                          segments->unused_nr);
     }

@@ -9,8 +9,9 @@
  *   CLOSED -> freed    (nobody registered it)
  *
  * While the driver closes a mapping it stops every launch of the process as long as a kernel runs; so closing is paced,
- * and a LIVE segment that nobody uses is kept for a moment, because registering it again is then free. Not for long:
- * its memory does not go back to its owner before.
+ * faster while no call has been in flight for a while: a hundred segments that a runner has freed at once, between its
+ * steps, are then the GPU's again before it asks for others. A LIVE segment that nobody uses is kept for a moment,
+ * because registering it again is then free. Not for long: its memory does not go back to its owner before.
  *
  * Owns:     the open mappings.
  * Thread:   the device's control thread; cuda_segment_pin and cuda_segment_unpin: the worker threads.
@@ -29,7 +30,12 @@
 #include "status.h"
 
 #define CUDA_CLOSE_PACE_NS UINT64_C(10000000)
-#define CUDA_IDLE_NS UINT64_C(100000000)
+/* While it is quiet: whoever looked each CUDA_LOOK_NS has seen no call in flight, and none launched, for
+ * CUDA_QUIET_NS. */
+#define CUDA_QUIET_PACE_NS UINT64_C(500000)
+#define CUDA_QUIET_NS UINT64_C(30000000)
+#define CUDA_LOOK_NS UINT64_C(500000)
+#define CUDA_IDLE_NS UINT64_C(50000000)
 /* As many segments may wait to be closed; then registering anything new is refused. */
 #define CUDA_UNUSED_MAX 1024
 /* How long a new import waits for the calls on memory that was freed, before it is refused. */
@@ -66,6 +72,8 @@ struct cuda_segments {
     uint32_t unused_nr; /* on `idle` and `retired` */
     uint64_t serials;
     uint64_t closed_ns; /* the last close; 0: none yet */
+    uint64_t looked_ns; /* for calls in flight */
+    uint64_t quiet_since_ns;
 };
 
 enum mlacat_status cuda_segments_init(struct cuda_segments *segments, struct device *device, struct error *err);

@@ -63,6 +63,9 @@ static void check_result(struct device_stream *stream, int result, bool lost, co
 static int launch(struct device_stream *stream, uint32_t first, unsigned lane)
 {
     struct cuda_flights *flights = &stream->flights;
+    if (!atomic_load_explicit(&stream->device->stirred, memory_order_relaxed)) {
+        atomic_store_explicit(&stream->device->stirred, true, memory_order_relaxed);
+    }
     struct cuda_end end = cuda_flights_end(flights, first, lane, stream->batch.gate.address != 0);
     bool told;
     if (end.armed) {

@@ -87,6 +87,8 @@ static void test_segments_unused_is_kept_for_a_moment_and_closed(void **state)
 static void test_segments_close_one_per_pace(void **state)
 {
     (void)state;
+    struct cuda_segment *busy = get(50, 50);
+    assert_true(cuda_segment_pin(busy));
     for (uint32_t i = 0; i < 50; i++) {
         cuda_segments_put(&device.segments, get(i, i));
     }
@@ -94,6 +96,26 @@ static void test_segments_close_one_per_pace(void **state)
     assert_int_equal(tend_for(40 * CUDA_CLOSE_PACE_NS), 29);
     assert_int_equal(driver.shortest_close_ns, CUDA_CLOSE_PACE_NS);
     assert_int_equal(device.segments.unused_nr, 0);
+    cuda_segment_unpin(busy);
+    cuda_segments_put(&device.segments, busy);
+}
+
+/* A runner that has given back what it had, between its steps. */
+static void test_segments_close_faster_while_quiet(void **state)
+{
+    (void)state;
+    struct cuda_segment *other = get(100, 100);
+    for (uint32_t i = 0; i < 100; i++) {
+        cuda_segments_put(&device.segments, get(i, i));
+    }
+    assert_int_equal(tend_for(CUDA_IDLE_NS + 40 * CUDA_QUIET_PACE_NS), 41);
+    assert_int_equal(driver.shortest_close_ns, CUDA_QUIET_PACE_NS);
+    assert_true(cuda_segment_pin(other));
+    assert_int_equal(tend_for(5 * CUDA_CLOSE_PACE_NS), 5);
+    cuda_segment_unpin(other);
+    assert_int_equal(tend_for(CUDA_QUIET_NS), 3); /* not at once */
+    assert_int_equal(tend_for(20 * CUDA_QUIET_PACE_NS), 20);
+    cuda_segments_put(&device.segments, other);
 }
 
 static void test_segments_new_memory_replaces_old(void **state)
@@ -229,6 +251,7 @@ int main(void)
         SEGMENTS_TEST(test_segments_opens_an_allocation_once),
         SEGMENTS_TEST(test_segments_unused_is_kept_for_a_moment_and_closed),
         SEGMENTS_TEST(test_segments_close_one_per_pace),
+        SEGMENTS_TEST(test_segments_close_faster_while_quiet),
         SEGMENTS_TEST(test_segments_new_memory_replaces_old),
         SEGMENTS_TEST(test_segments_replacing_keeps_the_pace),
         SEGMENTS_TEST(test_segments_pinned_old_memory_is_not_closed),

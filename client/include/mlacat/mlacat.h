@@ -193,7 +193,7 @@ MLACAT_API enum mlacat_status mlacat_buffer_register_fd(struct mlacat_client *cl
  * Registers [pointer, pointer + bytes) of this process's GPU memory with the device that it is on. The memory stays the
  * caller's; the caller orders its own work on it before a call and after. It should not be freed before the release,
  * and must not be while calls use it. The library asks the driver at each submit, and from a thread of its own (started
- * by the first of these buffers) ten times a second, whether it has been: the daemon then lets the memory go, and the
+ * by the first of these buffers) twenty times a second, whether it has been: the daemon then lets it go, and the
  * buffer gives FAILED_PRECONDITION with scope BUFFER at each use, whatever is at its address by then; release it.
  * Shared can be memory of cudaMalloc, and of cuMemCreate made for export as a descriptor (PyTorch's expandable segments
  * with TORCH_CUDA_EXPANDABLE_SEGMENTS_IPC=1), in at most 64 chunks. INVALID_ARGUMENT: no memory of a GPU, or not that

@@ -23,7 +23,8 @@
  *     - it never makes the device wait: no stream waits for a value or an event, no host functions
  *     - after READY it loads and unloads no module, launches no kernel for the first time, waits for no stream. READY
  *       is the first import of memory, or fake_cuda_ready
- *     - while it has streams it closes, frees and unregisters memory on one thread, and 10 ms apart
+ *     - while it has streams it closes, frees and unregisters memory on one thread, and 10 ms apart unless there was no
+ *       kernel for a while
  *     - a launch covers what it should, its operands are aligned, and it reads and writes for about 1 ms at most
  *
  * Owns:     its own state, one for a process.

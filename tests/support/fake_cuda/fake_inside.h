@@ -23,6 +23,7 @@
 #define FAKE_RULES_MAX 16
 #define FAKE_GRAIN ((size_t)2 << 20)
 #define FAKE_PACE_NS 10000000
+#define FAKE_QUIET_NS UINT64_C(25000000) /* so long without a kernel, and there is nobody to be held up */
 /* Host memory has other addresses on the device: whoever mixes them up finds nothing there. */
 #define FAKE_HOST_OFFSET ((cuda_address)1 << 60)
 #define FAKE_MEMORY_CLOCK_KHZ 1000000
@@ -180,6 +181,7 @@ struct fake_state {
     bool control_known;
     pid_t control; /* the thread that closes */
     uint64_t closed_ns;
+    uint64_t launched_ns; /* the last kernel, or its end */
 };
 
 extern struct fake_state fake;

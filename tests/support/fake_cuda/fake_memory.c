@@ -102,7 +102,9 @@ void fake_begin_close(const char *call)
         if (fake.control_known && fake.control != gettid()) {
             fake_break("%s on another thread than the one that closed before: launches wait for it", call);
         }
-        if (fake.control_known && fake_now_ns() - fake.closed_ns < FAKE_PACE_NS) {
+        uint64_t now_ns = fake_now_ns();
+        bool quiet = fake_streams_idle() && now_ns - fake.launched_ns >= FAKE_QUIET_NS;
+        if (fake.control_known && !quiet && now_ns - fake.closed_ns < FAKE_PACE_NS) {
             fake_break("%s less than 10 ms after the last of its kind", call);
         }
         fake.control_known = true;

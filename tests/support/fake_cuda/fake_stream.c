@@ -91,6 +91,7 @@ static bool run_first(struct cuda_stream *stream)
         return false;
     }
     if (op->kind == OP_KERNEL) {
+        fake.launched_ns = fake_now_ns();
         fake.sticky = fake_run_kernel(op);
     } else if (op->kind == OP_WRITE_64) {
         write_value(op);
@@ -198,6 +199,9 @@ static int add(struct cuda_stream *stream, const struct fake_op *op)
     }
     *made = *op;
     made->next = NULL;
+    if (op->kind == OP_KERNEL) {
+        fake.launched_ns = fake_now_ns();
+    }
     if (op->kind == OP_KERNEL && (fake.behaviour.delay_us > 0 || op->spin_ns > 0)) {
         uint64_t now_ns = fake_now_ns();
         uint64_t start_ns = stream->busy_until_ns > now_ns ? stream->busy_until_ns : now_ns;
