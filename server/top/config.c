@@ -10,6 +10,10 @@
 #include "cpus.h"
 #include "option.h"
 
+/* Where there are CPUs to spare a thread spins for longer: to wake takes as long as a few small calls. */
+#define SPIN_LONG_CPUS 8
+#define SPIN_LONG_US 1000
+#define SPIN_SHORT_US 50
 #define SECTION "mlacatd"
 #define COMMAND_LINE "command line"
 
@@ -332,6 +336,12 @@ enum mlacat_status config_reload(struct config *config, int argc, char *const ar
     }
     memcpy(config->file, fresh.file, sizeof(config->file));
     return MLACAT_OK;
+}
+
+uint64_t config_spin_ns(const struct config *config)
+{
+    uint32_t chosen_us = cpus_usable() >= SPIN_LONG_CPUS ? SPIN_LONG_US : SPIN_SHORT_US;
+    return (config->spin_us > 0 ? config->spin_us : chosen_us) * UINT64_C(1000);
 }
 
 uint32_t config_workers(const struct config *config)

@@ -78,7 +78,7 @@ static enum mlacat_status start_engine(const struct start *start, const struct d
                                      .wait = wait,
                                      .workers = config_workers(start->config),
                                      .poll = devices_poll(start->config),
-                                     .spin_ns = start->config->spin_us * UINT64_C(1000),
+                                     .spin_ns = config_spin_ns(start->config),
                                      .import_rate = start->config->import_rate,
                                      .bell = start->bell};
     if (engine_start(engine, &options, err) != MLACAT_OK) {

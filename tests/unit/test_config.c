@@ -136,7 +136,8 @@ static void assert_defaults(void)
     assert_int_equal(config.workers, 0);
     assert_int_equal(config.poll, CONFIG_POLL_BALANCED);
     assert_int_equal(config.pin, CONFIG_PIN_AUTO);
-    assert_int_equal(config.spin_us, 50);
+    assert_int_equal(config.spin_us, 0);
+    assert_in_range(config_spin_ns(&config), 50000, 1000000);
     assert_int_equal(config.max_clients, 128);
     assert_int_equal(config.max_streams, 64);
     assert_int_equal(config.max_buffers, 4096);
@@ -515,7 +516,7 @@ static void test_config_reload_warns_of_what_needs_a_restart(void **state)
         reload("[mlacatd]\nmax_streams = 10\nallow_uids = 1,2\nworkers = 4\nspin_us = 20\nsocket_mode = 0600\n"),
         MLACAT_OK);
     assert_non_null(strstr(log_lines, "level=warning event=config_needs_restart option=workers old=\"2\" new=\"4\""));
-    assert_non_null(strstr(log_lines, "event=config_needs_restart option=spin_us old=\"50\" new=\"20\""));
+    assert_non_null(strstr(log_lines, "event=config_needs_restart option=spin_us old=\"0\" new=\"20\""));
     assert_non_null(strstr(log_lines, "event=config_needs_restart option=socket_mode old=\"0660\" new=\"0600\""));
     assert_null(strstr(log_lines, "config_changed"));
     assert_memory_equal(&config, &before, sizeof(config));
