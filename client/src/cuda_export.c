@@ -130,7 +130,7 @@ static enum mlacat_status export_chunk(struct question *q, unsigned long long at
     size_t size = 0;
     int fd = -1;
     if (q->fds->nr == WIRE_PACKET_FDS) {
-        return error_fail(MLACAT_INVALID_ARGUMENT,
+        return error_fail(MLACAT_OUT_OF_RANGE,
                           "%zu bytes at %p take more than %d chunks of GPU memory; register them in parts", q->bytes,
                           pointer_of(q), WIRE_PACKET_FDS);
     }

@@ -99,3 +99,10 @@ class Trio:
 
     def clear(self) -> None:
         c.memset(self.at[0], 0, self.sizes[0])
+
+
+class LongTrio(Trio):
+    """Of which k has 74 chunks of a GrowingSegment, and k_nope 49: more than one registration takes."""
+
+    N = 100_000
+    CHUNKS = 130

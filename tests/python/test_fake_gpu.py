@@ -13,7 +13,7 @@ import pytest
 import dlpack
 import mlacat
 from daemon import Daemon
-from fake_gpu import FakeGpu, GrowingSegment, Trio
+from fake_gpu import FakeGpu, GrowingSegment, LongTrio, Trio
 
 FOLDER = os.environ.get("MLACAT_FAKE_CUDA_FOLDER", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="MLACAT_FAKE_CUDA_FOLDER is not set")
@@ -177,7 +177,6 @@ def test_freed_memory_without_an_allocation_is_refused(gpu, gpu_client):
     assert gpu_client._held()["segments"] == 0
 
 
-
 def test_chunks_of_a_growing_segment_become_one(gpu, gpu_client):
     """A tensor that straddles what is registered and what is new makes one registration of both."""
     stream = gpu.stream()
@@ -204,6 +203,30 @@ def test_chunks_that_shrink_and_grow_again(gpu, gpu_client):
         segment.shrink()
         run(gpu_client, gpu, Trio(segment.base + segment.CHUNK - Trio.K_MIDDLE), stream)
         segment.grow()
+
+
+def test_memory_of_more_chunks_than_a_registration_has(gpu, gpu_client):
+    """Its calls are cut into several by rows, and what is registered for the first one is used by the next."""
+    stream = gpu.stream()
+    segment = GrowingSegment(gpu, LongTrio.CHUNKS)
+    for _ in range(LongTrio.CHUNKS):
+        segment.grow()
+    trio = LongTrio(segment.base)
+    run(gpu_client, gpu, trio, stream)
+    held = gpu_client._held()
+    assert 2 <= held["segments"] <= 8 and held["streams"] == 1
+    run(gpu_client, gpu, trio, stream)
+    assert gpu_client._held() == held
+    run(gpu_client, gpu, Trio(segment.base), stream)
+    n, heads_first = LongTrio.N, LongTrio(segment.base)
+    layouts = (((n, 4, 192), (192, n * 192, 1)), ((n, 4, 128), (128, n * 128, 1)), ((n, 1, 64), (64, 64, 1)))
+    heads_first.arrays = [
+        dlpack.Array(at, shape, strides, device=(dlpack.CUDA, 0)) for at, (shape, strides) in zip(trio.at, layouts)
+    ]
+    heads_first.clear()
+    gpu_client.concat_mla_k(*heads_first.arrays, stream=stream)  # each row reaches through all of the memory
+    gpu.synchronize(stream)
+    assert heads_first.is_right()
 
 
 def test_many_segments_are_bounded(gpu, gpu_client):

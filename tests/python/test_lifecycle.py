@@ -219,6 +219,22 @@ def test_fallback_without_a_daemon(daemon):
         daemon.start()
 
 
+def test_fallback_with_a_stream(daemon):
+    """What cannot be told of a CUDA stream is not copied on another one."""
+
+    class Array(np.ndarray):
+        __array_struct__ = property()
+
+    with mlacat.Client(daemon.socket, fallback="torch", reconnect_timeout=0.05) as client:
+        arrays = trio(client)
+        daemon.stop(signal.SIGKILL)
+        client.concat_mla_k(*arrays, stream=5)  # memory of the host, which knows no streams
+        assert is_right(arrays[0])
+        assert not mlacat._functions.can_copy(arrays[0].view(Array), 5)
+        assert mlacat._functions.can_copy(arrays[0].view(Array), None)
+        daemon.start()
+
+
 def test_fallback_for_memory_of_others(client, shared_daemon):
     with mlacat.Client(shared_daemon.socket, fallback="torch") as lenient:
         k, k_nope, k_rope = (np.array(array.view(np.uint16)) for array in trio(client))

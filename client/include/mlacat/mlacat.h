@@ -197,10 +197,10 @@ MLACAT_API enum mlacat_status mlacat_buffer_register_fd(struct mlacat_client *cl
  * buffer gives FAILED_PRECONDITION with scope BUFFER at each use, whatever is at its address by then; release it.
  * Shared can be memory of cudaMalloc, and of cuMemCreate made for export as a descriptor (PyTorch's expandable segments
  * with TORCH_CUDA_EXPANDABLE_SEGMENTS_IPC=1), in at most 64 chunks. INVALID_ARGUMENT: no memory of a GPU, or not that
- * many bytes of it. FAILED_PRECONDITION: memory that its allocator made unshareable (managed memory, pools of
- * cudaMallocAsync, cuMemCreate without a handle type); the message says what to do. NOT_FOUND: the daemon does not
- * serve that GPU. Register once, not for each call: beyond 256 at once and the daemon's import_rate (1000 a second)
- * this waits, also for memory that is registered already.
+ * many bytes of it. OUT_OF_RANGE: more chunks; register parts and cut the calls by rows. FAILED_PRECONDITION: memory
+ * that its allocator made unshareable (managed memory, pools of cudaMallocAsync, cuMemCreate without a handle type);
+ * the message says what to do. NOT_FOUND: the daemon does not serve that GPU. Register once, not for each call: beyond
+ * 256 at once and the daemon's import_rate (1000 a second) this waits, also for memory that is registered already.
  */
 MLACAT_API enum mlacat_status mlacat_buffer_register_ptr(struct mlacat_client *client, const void *pointer,
                                                          size_t bytes, struct mlacat_buffer **buffer);

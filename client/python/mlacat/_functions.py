@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from . import _mlacat
+from . import _mlacat, _torch
 from ._errors import ArgumentError, ArgumentTypeError, Error, StreamFailed
 
 # Numbers of the extension's rules.
@@ -31,13 +31,24 @@ def rope_of(k_rope: Any, k_pe: Any) -> Any:
     return k_pe if k_rope is None else k_rope
 
 
-def in_process(rule: int, out: Any, first: Any, second: Any) -> None:
+def in_process(rule: int, out: Any, first: Any, second: Any, stream: int | None = None) -> None:
     """The copy without the service, by torch or numpy: two slice assignments, of arguments that are right."""
+    if stream is not None:
+        with _torch.on_stream(out, stream):
+            in_process(rule, out, first, second)
+        return
     width = first.shape[-1]
     if rule == K and len(second.shape) == len(out.shape) - 1:
         second = second[..., None, :]
     out[..., :width] = first
     out[..., width:] = second
+
+
+def can_copy(out: Any, stream: int | None) -> bool:
+    """Whether in_process() can: only torch is known how to be told of a CUDA stream."""
+    if not hasattr(out, "__setitem__"):
+        return False
+    return stream is None or _torch.is_tensor(out) or hasattr(out, "__array_struct__")
 
 
 class Functions:
@@ -52,23 +63,23 @@ class Functions:
 
     def _call(self, rule: int, out: Any, first: Any, second: Any, stream: int | None) -> None:
         if self._rests_until:
-            if time.monotonic() < self._rests_until:
+            if time.monotonic() < self._rests_until and can_copy(out, stream):
                 _mlacat.check_arguments(rule, out, first, second)
-                in_process(rule, out, first, second)
+                in_process(rule, out, first, second, stream)
                 return
             self._rests_until = 0.0
         try:
             self._run(rule, out, first, second, stream)
         except Error as error:
-            if not self._goes_on_without(error, out):
+            if not self._goes_on_without(error, out, stream):
                 raise
-            in_process(rule, out, first, second)
+            in_process(rule, out, first, second, stream)
 
-    def _goes_on_without(self, error: Error, out: Any) -> bool:
+    def _goes_on_without(self, error: Error, out: Any, stream: int | None) -> bool:
         # A wrong argument stays wrong, and a failed stream is news of a call of before, which nobody can repeat.
         if self.fallback != "torch" or isinstance(error, (ArgumentError, StreamFailed)):
             return False
-        if not hasattr(out, "__setitem__"):
+        if not can_copy(out, stream):
             return False
         if error.status == "UNAVAILABLE":
             self._rests_until = time.monotonic() + REST_SECONDS

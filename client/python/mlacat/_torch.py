@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import Any
+from typing import Any, ContextManager
+
+_LEGACY_DEFAULT_STREAMS = (0, 1)  # cudaStreamLegacy is 1
 
 
 def is_compiling() -> bool:
@@ -56,6 +59,21 @@ def register() -> bool:
 def ops() -> Any:
     """torch.ops.mlacat, while a program is compiled or exported."""
     return sys.modules["torch"].ops.mlacat
+
+
+def is_tensor(array: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def on_stream(array: Any, stream: int) -> ContextManager[Any]:
+    """Has torch give its work on the array's device to that CUDA stream. Arrays of the host know no streams."""
+    if not is_tensor(array) or not array.is_cuda:
+        return contextlib.nullcontext()
+    torch = sys.modules["torch"]
+    if stream in _LEGACY_DEFAULT_STREAMS:
+        return torch.cuda.stream(torch.cuda.default_stream(array.device))
+    return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=array.device))
 
 
 def current_stream(device: int) -> int:

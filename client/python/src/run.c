@@ -13,6 +13,7 @@ struct work {
     struct mlacat_call call;
     struct extent extents[OPERANDS];
     struct segment *segments[OPERANDS]; /* pinned */
+    int large;                          /* the operand that is too large for one registration */
 };
 
 static const struct shape_rule *find_rule(PyObject *number)
@@ -76,8 +77,9 @@ static int refuse_host_memory(const struct shape_rule *rule, int operand)
                               rule->names[operand]);
 }
 
-/* Finds or makes the buffers of all operands, and pins them. */
-static int resolve(struct client *self, struct work *work)
+/* Finds or makes the buffers of all operands, and pins them. -1: exception, or *too_large, as segments_register;
+ * work->large is that operand then. */
+static int resolve(struct client *self, struct work *work, bool *too_large)
 {
     for (int k = 0; k < OPERANDS; k++) {
         struct mlacat_tensor *tensor = &work->call.operand[k];
@@ -100,9 +102,10 @@ static int resolve(struct client *self, struct work *work)
         } else if (work->views[0].device_type == DLPACK_CPU) {
             refuse_host_memory(work->rule, k);
         } else {
-            segment = segments_register(&self->segments, self->connection, extent);
+            segment = segments_register(&self->segments, self->connection, extent, too_large);
         }
         if (segment == NULL) {
+            work->large = k;
             unpin(work, k);
             return -1;
         }
@@ -142,7 +145,7 @@ static int run_host(struct client *self, struct work *work)
 {
     struct failure failure;
     bool again = true;
-    if (resolve(self, work) < 0) {
+    if (resolve(self, work, NULL) < 0) {
         return -1;
     }
     int result = -1;
@@ -229,7 +232,7 @@ static enum mlacat_status submit(struct lane *lane, const struct work *work, voi
     return status;
 }
 
-enum outcome { DONE, AGAIN, RAISED };
+enum outcome { DONE, AGAIN, TOO_LARGE, RAISED };
 
 /* What to do about a call that was not taken. With a pin on the lane. */
 static enum outcome recover(struct client *self, struct work *work, struct lane *lane, const struct failure *failure,
@@ -258,8 +261,9 @@ static enum outcome recover(struct client *self, struct work *work, struct lane 
 static enum outcome try_ordered(struct client *self, struct work *work, void *stream, struct failure *failure)
 {
     enum mlacat_status stream_status = MLACAT_OK;
-    if (resolve(self, work) < 0) {
-        return RAISED;
+    bool too_large = false;
+    if (resolve(self, work, shape_can_halve(&work->call) ? &too_large : NULL) < 0) {
+        return too_large ? TOO_LARGE : RAISED;
     }
     enum outcome outcome = RAISED;
     struct lane *lane = lanes_ordered(&self->lanes, self->connection, work->views[0].device_id, stream,
@@ -276,20 +280,38 @@ static enum outcome try_ordered(struct client *self, struct work *work, void *st
     return outcome;
 }
 
-static int run_ordered(struct client *self, struct work *work)
+static int run_on(struct client *self, struct work *work, void *stream);
+
+/* As two calls, in order, each of which needs less memory to be registered at a time. */
+static int run_halves(struct client *self, const struct work *work, void *stream)
+{
+    struct work halves[2] = {*work, *work};
+    shape_halve(work->large, &halves[0].call, &halves[1].call, halves[1].views);
+    return run_on(self, &halves[0], stream) < 0 ? -1 : run_on(self, &halves[1], stream);
+}
+
+static int run_on(struct client *self, struct work *work, void *stream)
 {
     struct failure failure;
-    void *stream = NULL;
-    if (find_stream(work, &stream) < 0) {
-        return -1;
-    }
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
-        enum outcome outcome = try_ordered(self, work, stream, &failure);
-        if (outcome != AGAIN) {
-            return outcome == DONE ? 0 : -1;
+        switch (try_ordered(self, work, stream, &failure)) {
+        case DONE:
+            return 0;
+        case AGAIN:
+            break;
+        case TOO_LARGE:
+            return run_halves(self, work, stream);
+        case RAISED:
+            return -1;
         }
     }
     return raise_failure(&failure);
+}
+
+static int run_ordered(struct client *self, struct work *work)
+{
+    void *stream = NULL;
+    return find_stream(work, &stream) < 0 ? -1 : run_on(self, work, stream);
 }
 
 /* ---------------------------------------------------------------------------------------------------- entry points */

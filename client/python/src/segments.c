@@ -152,6 +152,24 @@ static enum mlacat_status register_extent(struct mlacat_client *client, const st
     return status;
 }
 
+/* Those of which nothing sticks out; the others may be of use as they are. */
+static void drop_within(struct segments *segments, const struct extent *extent)
+{
+    for (unsigned i = upper_bound(segments, extent->end); i-- > 0;) {
+        if (i < segments->nr && segments->at[i]->begin >= extent->begin && segments->at[i]->end <= extent->end &&
+            !segments->at[i]->kept) {
+            segments_remove(segments, segments->at[i]);
+        }
+    }
+}
+
+/* Longer memory has as many chunks: the driver need not be asked for each of them again. Where its chunks are larger,
+ * it is cut in vain, which does no harm. */
+static bool was_refused(const struct segments *segments, const struct extent *extent)
+{
+    return segments->refused != 0 && extent->end - extent->begin >= segments->refused;
+}
+
 /* Memory that touches a segment may be chunks of the same growing one (PyTorch's expandable segments): then the two are
  * made one, so that tensors may straddle them. Where they are not, the driver says so, and nothing changes. */
 static struct segment *try_union(struct segments *segments, struct mlacat_client *client, const struct extent *range)
@@ -165,10 +183,13 @@ static struct segment *try_union(struct segments *segments, struct mlacat_client
     }
     all.begin = neighbour->begin < all.begin ? neighbour->begin : all.begin;
     all.end = neighbour->end > all.end ? neighbour->end : all.end;
+    if (was_refused(segments, &all)) {
+        return NULL;
+    }
     if (register_extent(client, &all, &buffer, &ignored) != MLACAT_OK) {
         return NULL;
     }
-    segments_forget(segments, &all);
+    drop_within(segments, &all);
     return segments_add(segments, all, buffer, false);
 }
 
@@ -187,29 +208,46 @@ static enum mlacat_status find_range(const struct extent *extent, struct extent 
     return status;
 }
 
-struct segment *segments_register(struct segments *segments, struct mlacat_client *client, const struct extent *extent)
+/* NULL: as segments_register. Without a pin. */
+static struct segment *register_range(struct segments *segments, struct mlacat_client *client,
+                                      const struct extent *range, struct failure *failure)
+{
+    struct mlacat_buffer *buffer = NULL;
+    while (register_extent(client, range, &buffer, failure) != MLACAT_OK) {
+        struct segment *idlest = failure->status == MLACAT_RESOURCE_EXHAUSTED ? find_idlest(segments) : NULL;
+        if (idlest == NULL) {
+            return NULL;
+        }
+        segments_remove(segments, idlest);
+    }
+    return segments_add(segments, *range, buffer, false);
+}
+
+struct segment *segments_register(struct segments *segments, struct mlacat_client *client, const struct extent *extent,
+                                  bool *too_large)
 {
     struct extent range;
-    struct failure failure;
-    struct mlacat_buffer *buffer = NULL;
+    struct failure failure = {.status = MLACAT_OK};
     struct segment *idlest;
+    if (too_large != NULL && was_refused(segments, extent)) {
+        *too_large = true;
+        return NULL;
+    }
     if (find_range(extent, &range, &failure) != MLACAT_OK) {
         raise_failure(&failure);
         return NULL;
     }
     struct segment *segment = try_union(segments, client, &range);
     if (segment == NULL && !PyErr_Occurred()) {
-        while (register_extent(client, &range, &buffer, &failure) != MLACAT_OK) {
-            idlest = failure.status == MLACAT_RESOURCE_EXHAUSTED ? find_idlest(segments) : NULL;
-            if (idlest == NULL) {
-                raise_failure(&failure);
-                return NULL;
-            }
-            segments_remove(segments, idlest);
-        }
-        segment = segments_add(segments, range, buffer, false);
+        segment = register_range(segments, client, &range, &failure);
     }
     if (segment == NULL) {
+        if (failure.status == MLACAT_OUT_OF_RANGE && too_large != NULL) {
+            segments->refused = extent->end - extent->begin;
+            *too_large = true;
+        } else if (!PyErr_Occurred()) {
+            raise_failure(&failure);
+        }
         return NULL;
     }
     segment_pin(segment);

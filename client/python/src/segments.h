@@ -32,6 +32,7 @@ struct segments {
     unsigned room;
     uintptr_t longest; /* bytes of the longest one there ever was */
     uint64_t clock;
+    uintptr_t refused; /* bytes of the shortest memory that had too many chunks for one registration; 0: none yet */
 };
 
 /* The segment that has all of it, or NULL. */
@@ -48,8 +49,12 @@ void segment_unpin(struct segment *segment);
 struct segment *segments_add(struct segments *segments, struct extent extent, struct mlacat_buffer *buffer, bool kept);
 void segments_remove(struct segments *segments, struct segment *segment);
 
-/* The segment of GPU memory around it: registers what is not yet, and tells it with one pin. NULL: exception. */
-struct segment *segments_register(struct segments *segments, struct mlacat_client *client, const struct extent *extent);
+/*
+ * The segment of GPU memory around it: registers what is not yet, and tells it with one pin. NULL: exception, or, where
+ * the caller can do with less memory at a time and therefore gives `too_large`, *too_large: it has too many chunks.
+ */
+struct segment *segments_register(struct segments *segments, struct mlacat_client *client, const struct extent *extent,
+                                  bool *too_large);
 /* Drops the segments that share bytes with it. */
 void segments_forget(struct segments *segments, const struct extent *extent);
 

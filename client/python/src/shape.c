@@ -216,6 +216,44 @@ bool shape_is_empty(const struct mlacat_call *call)
     return shape[0] == 0 || shape[1] == 0 || shape[2] == 0;
 }
 
+/* ---------------------------------------------------------------------------------------------------- halves */
+
+bool shape_can_halve(const struct mlacat_call *call)
+{
+    return call->operand[0].shape[0] > 1 || call->operand[0].shape[1] > 1;
+}
+
+/* The dimension in which the operand reaches further. */
+static int longer_dimension(const struct mlacat_tensor *tensor)
+{
+    uint64_t reach[2];
+    for (int d = 0; d < 2; d++) {
+        uint64_t stride = (uint64_t)(tensor->strides[d] < 0 ? -tensor->strides[d] : tensor->strides[d]);
+        reach[d] = stride * (tensor->shape[d] - 1);
+    }
+    return reach[0] >= reach[1] ? 0 : 1;
+}
+
+void shape_halve(int operand, struct mlacat_call *first, struct mlacat_call *second, struct view views[OPERANDS])
+{
+    int d = longer_dimension(&first->operand[operand]);
+    uint64_t rows = first->operand[0].shape[d];
+    if (rows == 1) {
+        d = 1 - d;
+        rows = first->operand[0].shape[d];
+    }
+    for (int k = 0; k < OPERANDS; k++) {
+        if (first->operand[k].shape[d] != rows) {
+            continue; /* one row for all */
+        }
+        int64_t half = (int64_t)(rows / 2);
+        first->operand[k].shape[d] = rows / 2;
+        second->operand[k].shape[d] = rows - rows / 2;
+        views[k].address +=
+            (uintptr_t)(half * first->operand[k].strides[d] * (int64_t)mlacat_dtype_bytes(first->dtype));
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------------- memory */
 
 int shape_extent(const struct shape_rule *rule, int operand, const struct view *view, const struct mlacat_call *call,

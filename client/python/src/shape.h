@@ -38,4 +38,12 @@ bool shape_is_empty(const struct mlacat_call *call);
 int shape_extent(const struct shape_rule *rule, int operand, const struct view *view, const struct mlacat_call *call,
                  struct extent *extent);
 
+/* Whether it has more than one row to give to two calls. */
+bool shape_can_halve(const struct mlacat_call *call);
+/*
+ * Cuts a call where `operand` reaches furthest. Both calls, and the addresses of `views`, are those of the whole at
+ * first; `views` are those of the second call then.
+ */
+void shape_halve(int operand, struct mlacat_call *first, struct mlacat_call *second, struct view views[OPERANDS]);
+
 #endif
