@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prefill attention layer of DeepSeek-V2-Lite's dimensions with random weights, in PyTorch.
 
-Its keys are put together once by two slice assignments in this process and once by the service. Both outputs are
-compared bit for bit, and the time of a step is shown for each:
+Its keys are put together by two slice assignments, by a kernel in this process (with Triton, which comes with PyTorch
+for CUDA) and by the service. The outputs are compared bit for bit, and the time of a step is shown for each:
 
     python mla_prefill.py [--tokens 4096] [--steps 50]
 
@@ -21,12 +21,35 @@ from torch import nn
 
 import mlacat
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
 HIDDEN, HEADS, NOPE, ROPE, V, LATENT = 2048, 16, 128, 64, 128, 512
 
 
 def concat_in_process(k: torch.Tensor, k_nope: torch.Tensor, k_rope: torch.Tensor) -> None:
     k[..., :NOPE] = k_nope
     k[..., NOPE:] = k_rope
+
+
+if triton is not None:
+
+    @triton.jit
+    def concat_row(k, k_nope, k_rope, heads, nope_n, nope_h, rope_n, P: tl.constexpr, R: tl.constexpr):
+        """One row of k: strides nope_n and nope_h of k_nope, rope_n of k_rope, in elements."""
+        row = tl.program_id(0).to(tl.int64)
+        n, h = row // heads, row % heads
+        p, r = tl.arange(0, P), tl.arange(0, R)
+        tl.store(k + row * (P + R) + p, tl.load(k_nope + n * nope_n + h * nope_h + p))
+        tl.store(k + row * (P + R) + P + r, tl.load(k_rope + n * rope_n + r))
+
+
+def concat_by_kernel(k: torch.Tensor, k_nope: torch.Tensor, k_rope: torch.Tensor) -> None:
+    strides = (*k_nope.stride()[:2], k_rope.stride(0))
+    concat_row[(k.shape[0] * HEADS,)](k, k_nope, k_rope, HEADS, *strides, P=NOPE, R=ROPE, num_warps=1)
 
 
 class MlaPrefill(nn.Module):
@@ -90,10 +113,12 @@ def main() -> int:
         layer = MlaPrefill().to(device, torch.bfloat16)
         layer.frequencies = layer.frequencies.float()
         hidden = torch.randn(options.tokens, HIDDEN, device=device, dtype=torch.bfloat16)
-        same = torch.equal(
-            layer(hidden, concat_in_process).view(torch.int16), layer(hidden, mlacat.concat_mla_k).view(torch.int16)
-        )
-        ways = {"slice assignment in process": concat_in_process, "the service": mlacat.concat_mla_k}
+        ways = {"slice assignment in process": concat_in_process}
+        if triton is not None and hidden.is_cuda:
+            ways["kernel in process"] = concat_by_kernel
+        ways["the service"] = mlacat.concat_mla_k
+        outputs = [layer(hidden, concat).view(torch.int16) for concat in ways.values()]
+        same = all(torch.equal(outputs[0], output) for output in outputs[1:])
         for name, concat in ways.items():
             print(f"{name:<30}{step_ms(layer, hidden, concat, options.steps):9.3f} ms a step")
     print("outputs are equal, bit for bit" if same else "OUTPUTS DIFFER")

@@ -192,7 +192,7 @@ service() {
     step quiet "system order" 120 env MLACAT_TEST_DEVICE=cuda system_order
     step show "stream order" 90 gpu_order
     if $python; then
-        step quiet "python" 240 sh tests/python/gpu/run.sh "$programs"
+        step quiet "python" 240 env MLACAT_LIMIT=225 sh tests/python/gpu/run.sh "$programs" --out "$out/python_$mode"
     fi
     for case in neighbour daemon_killed give_back out_of_memory two_gpus; do
         step show "faults $case" 60 gpu_faults $case

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pathlib
 import shutil
@@ -23,6 +24,14 @@ def program(name: str) -> str:
     return found
 
 
+_prctl = ctypes.CDLL(None).prctl
+
+
+def end_with_parent() -> None:
+    """For preexec_fn: the child does not outlive this process, however that ends (PR_SET_PDEATHSIG)."""
+    _prctl(1, signal.SIGKILL)
+
+
 class Daemon:
     def __init__(self, *options: str, env: dict[str, str] | None = None) -> None:
         self.folder = tempfile.mkdtemp(prefix="mlacat-")
@@ -35,9 +44,13 @@ class Daemon:
     def start(self) -> None:
         with open(f"{self.folder}/log", "ab") as log:
             self.process = subprocess.Popen(
-                [program("mlacatd"), "--socket", self.socket, *self.options], stdout=log, stderr=log, env=self.env
+                [program("mlacatd"), "--socket", self.socket, *self.options],
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                preexec_fn=end_with_parent,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 40
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"mlacatd did not start:\n{self.log()}")
@@ -59,7 +72,7 @@ class Daemon:
         assert self.process is not None
         if self.process.poll() is None:
             self.send(number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=20)
 
     def restart(self) -> None:
         self.stop(signal.SIGKILL)

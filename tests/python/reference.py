@@ -16,9 +16,9 @@ New = Callable[[tuple[int, ...]], Any]
 def k_arguments(new: New, tokens: int, shape: shapes.KShape, layout: str) -> tuple[Any, Any, Any]:
     heads, nope, rope, v = shape
     k = new((tokens, heads, nope + rope))
-    if layout == "halves":
+    if layout in shapes.ROW:
         k_nope = new((tokens, heads, nope + v))[..., :nope]
-        k_rope = new((tokens, shapes.FUSED_ROW + rope))[:, None, shapes.FUSED_ROW :]
+        k_rope = new((tokens, shapes.ROW[layout] + rope))[:, None, shapes.ROW[layout] :]
     else:
         k_nope = new((tokens, heads * (nope + v)))[:, : heads * nope].reshape(tokens, heads, nope)
         k_rope = new((tokens, rope)) if layout == "flat" else new((tokens, 1, rope))

@@ -55,7 +55,8 @@ Q_SHAPES = sorted({QShape(heads, model.latent, model.rope, model.nope) for model
 
 # How callers' tensors lie in memory.
 K_LAYOUTS = (
-    "halves",  # k_nope is one half of kv_b_proj's output [N, H, P+V], k_rope the tail of a fused row
+    "halves",  # k_nope is one half of kv_b_proj's output [N, H, P+V], k_rope the tail of a fused q_a/kv_a row
+    "latent",  # the same without q_a in the row (models whose q_lora_rank is None)
     "blocks",  # k_nope is a block [N, H*P] beside v's, k_rope [M, 1, R] gathered
     "flat",  # k_rope is [N, R]
 )
@@ -64,4 +65,5 @@ Q_LAYOUTS = (
     "dense",
     "padded",  # the output is a slice of a buffer with more heads
 )
-FUSED_ROW = 1536 + 512  # elements before the rope part in a fused q_a/kv_a row
+# Elements before the rope part in its row.
+ROW = {"halves": 1536 + 512, "latent": 512}

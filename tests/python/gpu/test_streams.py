@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -22,7 +23,9 @@ def inputs(value):
 
 
 def check(k, value):
-    assert torch.all(k[..., :P] == value) and torch.all(k[..., P:] == value + 1)
+    for name, part, wanted in (("nope", k[..., :P], value), ("rope", k[..., P:], value + 1)):
+        seen = part.unique().tolist()
+        assert seen == [wanted], f"the {name} part holds {seen[:8]} in place of {wanted} (-1: it was not written)"
 
 
 def new_k():
@@ -147,14 +150,38 @@ def test_capture_is_refused_and_goes_on():
     check(k, 2)
 
 
-def test_capture_with_a_fallback_is_captured(shared_daemon):
-    mlacat.configure(socket=shared_daemon.socket, fallback="torch")
+@pytest.fixture
+def lenient(shared_daemon):
+    """A client that copies in process what the service cannot run."""
+    with mlacat.Client(shared_daemon.socket, "lenient", fallback="torch") as client:
+        yield client
+        torch.cuda.synchronize()
+
+
+def test_fallback_on_a_stream_that_is_given(daemon):
+    """The copy in process is ordered on that stream too, not on the current one."""
+    with mlacat.Client(daemon.socket, fallback="torch", reconnect_timeout=0.05) as client:
+        daemon.stop(signal.SIGKILL)
+        for stream, number in ((torch.cuda.default_stream(), 0), (torch.cuda.default_stream(), 1), (None, None)):
+            stream = stream or torch.cuda.Stream()
+            k, other = new_k(), torch.cuda.Stream()
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):
+                k_nope, k_rope = inputs(7)
+            with torch.cuda.stream(other):
+                client.concat_mla_k(k, k_nope, k_rope, stream=stream.cuda_stream if number is None else number)
+            stream.synchronize()
+            check(k, 7)
+        daemon.start()
+
+
+def test_capture_with_a_fallback_is_captured(lenient):
     k, (k_nope, k_rope) = new_k(), inputs(1)
-    mlacat.concat_mla_k(k, k_nope, k_rope)
+    lenient.concat_mla_k(k, k_nope, k_rope)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        mlacat.concat_mla_k(k, k_nope, k_rope)
+        lenient.concat_mla_k(k, k_nope, k_rope)
     k_nope.fill_(8)
     k_rope.fill_(9)
     graph.replay()

@@ -14,16 +14,21 @@ P, R = 128, 64
 
 
 def step(tokens: int, heads: int, seed: int) -> None:
-    container = torch.randint(-99, 99, (tokens, heads, 2 * P), device="cuda").to(torch.bfloat16) + seed % 7
-    k_rope = torch.randint(-99, 99, (tokens, 1, R), device="cuda").to(torch.bfloat16)
+    container = torch.randint(-99, 99, (tokens, heads, 2 * P), dtype=torch.int16, device="cuda").view(torch.bfloat16)
+    k_rope = torch.randint(-99, 99, (tokens, 1, R), dtype=torch.int16, device="cuda").view(torch.bfloat16)
     k = torch.empty(tokens, heads, P + R, dtype=torch.bfloat16, device="cuda")
     mlacat.concat_mla_k(k, container[..., :P], k_rope)
-    assert torch.equal(k[..., :P], container[..., :P]) and torch.equal(k[..., P:], k_rope.expand(-1, heads, -1))
+    got, nope, rope = (tensor.view(torch.int16) for tensor in (k, container, k_rope))
+    assert torch.equal(got[..., :P], nope[..., :P]) and torch.equal(got[..., P:], rope.expand(-1, heads, -1)), (
+        f"step {seed}: {tokens} tokens, {heads} heads: wrong bits"
+    )
 
 
 def runner() -> None:
-    """Steps of sizes that come and go, as in serving."""
+    """Steps of sizes that come and go, as in serving; says READY after the first."""
     for seed in range(400):
+        if seed == 1:
+            print("READY", flush=True)
         step(64 + 511 * seed % 4096, (16, 128, 12, 5)[seed % 4], seed)
 
 
@@ -64,6 +69,44 @@ def expandable() -> None:
             kept.clear()
             torch.cuda.empty_cache()
     assert mlacat.default_client()._held()["segments"] <= 256
+    large()
+
+
+def large() -> None:
+    """Tensors of more chunks than one registration has, in a growing segment: rows go as several calls."""
+    heads = 128
+    for tokens in (30_000, 60_000, 30_000, 45_001):
+        container = torch.full((tokens, heads, 2 * P), tokens % 251, dtype=torch.bfloat16, device="cuda")
+        k_rope = torch.arange(tokens, device="cuda").remainder(199).to(torch.bfloat16)[:, None, None].repeat(1, 1, R)
+        k = torch.zeros(tokens, heads, P + R, dtype=torch.bfloat16, device="cuda")
+        for _ in range(3):
+            mlacat.concat_mla_k(k, container[..., :P], k_rope)
+        assert bool((k[..., :P] == tokens % 251).all()), f"{tokens} tokens: the nope part is wrong"
+        for head in (0, heads - 1):
+            assert torch.equal(k[:, head, P:], k_rope[:, 0]), f"{tokens} tokens: the rope part of head {head} is wrong"
+        del container, k_rope, k
+    print(f"large: {mlacat.default_client()._held()}")
+
+
+def taker() -> None:
+    """Allocates most of the GPU as soon as another process has given it back; says READY before."""
+    torch.zeros(1, device="cuda")
+    print("READY", flush=True)
+    full = torch.cuda.mem_get_info()[0]
+    lowest = full
+    began = None
+    deadline = time.monotonic() + 60
+    while True:
+        free, whole = torch.cuda.mem_get_info()
+        lowest = min(lowest, free)
+        if lowest < 0.5 * full:
+            began = began or (time.monotonic() if free > lowest else None)
+            if free > 0.9 * full:
+                break
+        assert time.monotonic() < deadline, f"{free >> 20} of {whole >> 20} MiB are free, {full >> 20} were at first"
+        time.sleep(0.002)
+    torch.empty(int(0.8 * full), dtype=torch.uint8, device="cuda")
+    print(f"got {int(0.8 * full) >> 20} MiB, {time.monotonic() - began:.3f} s after the first of it was back")
 
 
 def refused() -> None:
@@ -81,6 +124,7 @@ def refused() -> None:
 
 if __name__ == "__main__":
     mlacat.configure(socket=sys.argv[2], name=sys.argv[1])
-    {"runner": runner, "lasting": lasting, "expandable": expandable, "refused": refused}[sys.argv[1]]()
+    {"runner": runner, "lasting": lasting, "expandable": expandable, "refused": refused,
+     "taker": taker}[sys.argv[1]]()
     torch.cuda.synchronize()
     mlacat.default_client().check()
