@@ -46,6 +46,7 @@ struct bench {
     struct bench_row known;    /* likewise those of known allocations */
     struct echo echo[ECHO_PLACES];
     int echoes_nr;
+    json_t *histograms; /* NULL: nobody asked for them */
     uint64_t budget_ns; /* of one row */
     bool broken;        /* the service could not be reached: it is not tried again */
 };
@@ -72,7 +73,12 @@ bool bench_rivals(const struct bench *bench, struct bench_row *row, bench_side v
 bool bench_pairs(const struct bench *bench, struct bench_row *row, bench_side value, bench_side reference,
                  void *context);
 
-/* Make a remark of what the ratio of the medians does not say: of the reference's p99, and of the difference. */
+/* Adds the sorted samples of both sides to what --histogram writes, if they are times in us. */
+void bench_histogram_add(json_t *histograms, const struct bench_row *row, const struct samples *value,
+                         const struct samples *reference);
+bool bench_histogram_write(const json_t *histograms, const char *path);
+
+/* Make a remark of what the ratio of the medians does not say: of the reference's p99, and of the differences. */
 void bench_remark_p99(struct bench_row *row);
 void bench_remark_difference(struct bench_row *row);
 
@@ -99,6 +105,7 @@ bool bench_message_window(struct bench *bench, struct bench_row *row);
 bool bench_message_batch(struct bench *bench, struct bench_row *row);
 bool bench_call_large(struct bench *bench, struct bench_row *row);
 bool bench_ring_latency(struct bench *bench, struct bench_row *row);
+bool bench_ring_latency_messages(struct bench *bench, struct bench_row *row);
 bool bench_ring_submit(struct bench *bench, struct bench_row *row);
 bool bench_ring_writes(struct bench *bench, struct bench_row *row);
 bool bench_ring_pipelined(struct bench *bench, struct bench_row *row);
@@ -112,6 +119,7 @@ bool bench_cuda_small(struct bench *bench, struct bench_row *row);
 bool bench_order_single(struct bench *bench, struct bench_row *row);
 bool bench_order_chained(struct bench *bench, struct bench_row *row);
 bool bench_order_work(struct bench *bench, struct bench_row *row);
+bool bench_order_large(struct bench *bench, struct bench_row *row);
 bool bench_cuda_register(struct bench *bench, struct bench_row *row);
 bool bench_cuda_import(struct bench *bench, struct bench_row *row);
 /* The same as the daemon timed them. */

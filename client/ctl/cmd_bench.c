@@ -13,6 +13,7 @@
 #define PAIRS_MIN_QUICK 3
 #define QUICK_NS 50000000u
 
+#define IN_PROCESS "the same in process"
 #define COPY "device copy of the same bytes"
 #define THREE_KERNELS "the three kernels in process"
 #define KNOWN_OPEN "cuIpcOpenMemHandle, close; known"
@@ -40,11 +41,12 @@ static const struct entry entries[] = {
     {"message.switches", "switches/call", "socket ping-pong", false, ANYWHERE, bench_message_switches},
     {"message.window64", "calls/s", "socket echo, 64 in flight", true, ANYWHERE, bench_message_window},
     {"message.batch32", "calls/s", "socket echo, 64 in flight", true, ANYWHERE, bench_message_batch},
-    {"ring.latency", "us", "the same as messages", false, ANYWHERE, bench_ring_latency},
+    {"ring.latency", "us", IN_PROCESS, false, ANYWHERE, bench_ring_latency},
+    {"ring.latency.messages", "us", "the same as messages", false, ANYWHERE, bench_ring_latency_messages},
     {"ring.submit", "ns", "the same as messages", false, ANYWHERE, bench_ring_submit},
     {"ring.submit.writes", "writes/call", "eventfd write", false, ANYWHERE, bench_ring_writes},
-    {"ring.pipelined", "calls/s", "the same as messages", true, ANYWHERE, bench_ring_pipelined},
-    {"ring.batch32", "calls/s", "the same as messages", true, ANYWHERE, bench_ring_batch},
+    {"ring.pipelined", "calls/s", IN_PROCESS, true, ANYWHERE, bench_ring_pipelined},
+    {"ring.batch32", "calls/s", IN_PROCESS, true, ANYWHERE, bench_ring_batch},
     {"call.large", "B/s", "kernel in process", true, ON_HOST, bench_call_large},
     {"memory.register", "us", "memfd, mmap, munmap", false, ON_HOST, bench_memory_register},
     {"cuda.memory.register", "us", KNOWN_OPEN, false, ON_GPU, bench_cuda_register},
@@ -54,6 +56,7 @@ static const struct entry entries[] = {
     {"order.single", "us/call", THREE_KERNELS, false, ON_GPU, bench_order_single},
     {"order.chained32", "us/call", THREE_KERNELS, false, ON_GPU, bench_order_chained},
     {"order.chained32.work2ms", "us/call", THREE_KERNELS, false, ON_GPU, bench_order_work},
+    {"order.large.4096", "us/call", THREE_KERNELS, false, ON_GPU, bench_order_large},
     {"cuda.k.2048", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
     {"cuda.k.8192", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
     {"cuda.k.32768", "B/s", COPY, true, ON_GPU, bench_cuda_rate},
@@ -104,8 +107,9 @@ static double pair_ratio(const struct samples *value, const struct samples *refe
     return samples_quantile(&ratios, 0.5);
 }
 
-static void fill_row(struct bench_row *row, struct figures *figures, const struct bench_reference *references,
-                     int references_nr)
+/* Sorts the samples. */
+static void fill_row(const struct bench *bench, struct bench_row *row, struct figures *figures,
+                     const struct bench_reference *references, int references_nr)
 {
     bool more = row->more_is_better;
     int best = 0;
@@ -129,6 +133,8 @@ static void fill_row(struct bench_row *row, struct figures *figures, const struc
     row->reference_p90 = samples_quantile(&figures->reference[best], more ? 0.10 : 0.90);
     row->reference_p99 = samples_quantile(&figures->reference[best], more ? 0.01 : 0.99);
     row->reference_p999 = samples_quantile(&figures->reference[best], more ? 0.001 : 0.999);
+    if (bench->histograms)
+        bench_histogram_add(bench->histograms, row, &figures->value, &figures->reference[best]);
 }
 
 static bool run_reference(const struct bench_reference *reference, struct samples *samples, struct samples *spent_ns)
@@ -190,7 +196,7 @@ bool bench_rivals(const struct bench *bench, struct bench_row *row, bench_side v
         good = references[i].measure(references[i].context, &warm);
     good = good && alternate(bench, row->pairs, value, context, references, references_nr, &figures);
     if (good)
-        fill_row(row, &figures, references, references_nr);
+        fill_row(bench, row, &figures, references, references_nr);
     fini_figures(&figures);
     return good;
 }
@@ -212,7 +218,8 @@ void bench_remark_p99(struct bench_row *row)
 void bench_remark_difference(struct bench_row *row)
 {
     if (row->samples > 0)
-        snprintf(row->remark, sizeof(row->remark), "%+.2f %s", row->value - row->reference_value, row->unit);
+        snprintf(row->remark, sizeof(row->remark), "%+.2f %s, at p99 %+.2f", row->value - row->reference_value,
+                 row->unit, row->p99 - row->reference_p99);
 }
 
 bool bench_need_service(struct bench *bench)
@@ -391,6 +398,7 @@ int cmd_bench(const struct ctl_options *options)
         {"name", 27, false}, {"median", 19, true}, {"reference", 36, false}, {"median", 19, true}, {"ratio", 6, true},
         {"p90", 19, true},   {"p99", 19, true},    {"p99.9", 19, true},      {"samples", 7, true}, {"note", 0, false}};
     struct bench bench = {.options = options,
+                          .histograms = options->histogram ? json_array() : NULL,
                           .budget_ns = options->quick ? QUICK_NS : (uint64_t)(options->seconds * 1e9)};
     json_t *array = options->json ? json_array() : NULL;
     struct table table;
@@ -401,6 +409,9 @@ int cmd_bench(const struct ctl_options *options)
     good = run_rows(&bench, &table, array, &nr);
     table_fini(&table);
     bench_close(&bench);
+    if (bench.histograms && nr > 0)
+        good = bench_histogram_write(bench.histograms, options->histogram) && good;
+    json_decref(bench.histograms);
     if (nr == 0) {
         fprintf(stderr, "mlacatctl: --filter: no row has \"%s\" in its name; rows are:", options->filter);
         for (size_t i = 0; i < ENTRIES; i++)

@@ -116,7 +116,7 @@ static const struct option_row rows[] = {
     {"seconds", KIND_REAL, ON_BENCH, M(seconds), 0, 3600, "S", "time for each row (1)"},
     {"quick", KIND_FLAG, ON_BENCH, M(quick), 0, 0, NULL, "short rows and small buffers: a smoke test, no figures"},
     {"histogram", KIND_STRING, ON_BENCH, M(histogram), 0, 0, "FILE",
-     "write the latencies of row ring.latency, by both ways, into FILE: JSON, for a plot"},
+     "write how long the calls of each row that is a time took into FILE: JSON, for a plot"},
     {"calls", KIND_UINT, ON_SOAK, M(calls), 0, ANY, "N", "calls (1000000)"},
     {"registrations", KIND_UINT, ON_SOAK, M(registrations), 0, ANY, "N", "register and release cycles (100000)"},
 };

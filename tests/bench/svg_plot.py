@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two kinds of plot as SVG text, without any library: bars in groups, and lines over named steps."""
+"""Two kinds of plot as SVG text, without any library: bars in groups, and step curves over logarithmic axes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ class Series:
 
     name: str
     values: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points from left to right."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int
+    dashed: bool
 
 
 def nice_step(span: float, steps: int) -> float:
@@ -94,33 +104,40 @@ def grouped_bars(title: str, axis: str, groups: Sequence[str], series: Sequence[
     return _page(width, bottom + 50, title, body)
 
 
-def log_lines(title: str, axis: str, steps: Sequence[str], series: Sequence[Series]) -> str:
-    """Lines over named steps, on a logarithmic scale; values are above zero."""
-    values = [value for one in series for value in one.values if value is not None]
-    if not values or min(values) <= 0:
-        raise ValueError("a logarithmic scale needs values above zero")
-    width, left, right, top, bottom = 900, 70, 300, 50, 430
-    low = math.floor(math.log10(min(values)))
-    high = max(low + 1, math.ceil(math.log10(max(values)) - 1e-9))
-    across = (width - left - right) / max(1, len(steps) - 1)
+def log_steps(title: str, axes: tuple[str, str], marks: Sequence[tuple[str, float]], curves: Sequence[Curve]) -> str:
+    """Step curves over two logarithmic axes, both of values above zero; `marks` are named heights, drawn across."""
+    places = [place for one in curves for place in one.points]
+    if not places or any(x <= 0 or y <= 0 for x, y in places):
+        raise ValueError("logarithmic scales need values above zero")
+    width, left, right, top, bottom = 1040, 80, 370, 60, 440
+    first, last = (math.floor(math.log10(min(x for x, _ in places))), math.ceil(math.log10(max(x for x, _ in places))))
+    last = max(last, first + 1)
+    lowest = math.log10(min(height for _, height in marks))
 
-    def at(index: int, value: float) -> tuple[float, float]:
-        return left + index * across, bottom - (math.log10(value) - low) / (high - low) * (bottom - top)
+    def across(x: float) -> float:
+        return left + (math.log10(x) - first) / (last - first) * (width - left - right)
+
+    def up(y: float) -> float:
+        return bottom - (max(math.log10(y), lowest) - lowest) / -lowest * (bottom - top)
 
     body = []
-    for power in range(low, high + 1):
-        for factor in range(1, 10 if power < high else 2):
-            y = at(0, factor * 10.0**power)[1]
-            body.append(_line(left, y, width - right, y, "#cccccc" if factor == 1 else "#eeeeee"))
-        body.append(_text(left - 8, at(0, 10.0**power)[1] + 4, f"{10.0 ** power:g}", "end"))
-    for index, step in enumerate(steps):
-        body.append(_text(left + index * across, bottom + 18, step, "middle"))
-    body.append(_text(left, bottom + 38, axis))
-    for index, one in enumerate(series):
-        colour = COLOURS[index % len(COLOURS)]
-        points = [at(step, value) for step, value in enumerate(one.values) if value is not None]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        body.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
-        body += [f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='{colour}'/>" for x, y in points]
-        body += _legend(width - right + 24, top + 10 + 20 * index, index, one.name)
+    for power in range(first, last + 1):
+        for factor in range(1, 10 if power < last else 2):
+            x = across(factor * 10.0**power)
+            body.append(_line(x, top, x, bottom, "#cccccc" if factor == 1 else "#eeeeee"))
+        body.append(_text(across(10.0**power), bottom + 18, f"{10.0 ** power:g}", "middle"))
+    for name, height in marks:
+        body.append(_line(left, up(height), width - right, up(height), "#888888", "stroke-dasharray='4 3'"))
+        body.append(_text(left - 8, up(height) + 4, name, "end"))
+    body += [_text(left, bottom + 38, axes[0]), _text(16, top - 8, axes[1])]
+    for index, one in enumerate(curves):
+        colour = COLOURS[one.colour % len(COLOURS)]
+        path = [f"{across(one.points[0][0]):.1f},{up(1):.1f}"]
+        for before, (x, y) in zip((1.0, *(y for _, y in one.points)), one.points):
+            path += [f"{across(x):.1f},{up(before):.1f}", f"{across(x):.1f},{up(y):.1f}"]
+        dashes = "stroke-dasharray='6 3'" if one.dashed else ""
+        body.append(f"<polyline points='{' '.join(path)}' fill='none' stroke='{colour}' stroke-width='2' {dashes}/>")
+        y = top + 10 + 20 * index
+        body.append(_line(width - right + 20, y - 4, width - right + 44, y - 4, colour, f"stroke-width='2' {dashes}"))
+        body.append(_text(width - right + 52, y, one.name))
     return _page(width, bottom + 60, title, body)

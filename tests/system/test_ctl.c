@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -238,7 +239,7 @@ static void test_ctl_json_of_info_and_stats(void **state)
 static void test_ctl_json_of_bench(void **state)
 {
     const struct server *server = *state;
-    expect(server->socket, "bench --quick --json --filter message", DONE);
+    expect(server->socket, "bench --quick --json --filter message.", DONE);
     json_t *rows = parse_out();
     assert_int_equal(json_array_size(rows), 5);
     for (size_t i = 0; i < 4; i++) {
@@ -251,6 +252,57 @@ static void test_ctl_json_of_bench(void **state)
     }
     expect_text(json_string_value(json_object_get(json_array_get(rows, 4), "note")), "for a GPU");
     json_decref(rows);
+}
+
+static json_int_t sum_of(const json_t *buckets)
+{
+    json_int_t sum = 0;
+    double longest = 0;
+    for (size_t i = 0; i < json_array_size(buckets); i++) {
+        const json_t *bucket = json_array_get(buckets, i);
+        REQUIRE(json_real_value(json_array_get(bucket, 0)) > longest, "bucket %zu does not end behind the one before",
+                i);
+        longest = json_real_value(json_array_get(bucket, 0));
+        sum += json_integer_value(json_array_get(bucket, 1));
+    }
+    return sum;
+}
+
+/* Only of rows that are times; each call of both sides is in a bucket. The ring stands beside this process, too. */
+static void test_ctl_histograms_of_bench(void **state)
+{
+    const struct server *server = *state;
+    char path[] = "/tmp/mlacat_histogram_XXXXXX";
+    char arguments[128];
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    snprintf(arguments, sizeof(arguments), "bench --quick --json --filter ring. --histogram %s", path);
+    expect(server->socket, arguments, DONE);
+    json_t *rows = parse_out();
+    json_t *histograms = json_loadfd(fd, 0, NULL);
+    assert_int_equal(json_array_size(rows), 6);
+    assert_int_equal(json_array_size(histograms), 2);
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *row = json_array_get(rows, i);
+        json_t *histogram = json_array_get(histograms, i);
+        json_int_t samples = json_integer_value(json_object_get(row, "samples"));
+        expect_keys(histogram, "name unit reference samples buckets reference_samples reference_buckets");
+        assert_string_equal(json_string_value(json_object_get(histogram, "name")),
+                            i == 0 ? "ring.latency" : "ring.latency.messages");
+        assert_string_equal(json_string_value(json_object_get(histogram, "reference")),
+                            i == 0 ? "kernel in process" : "the same as messages");
+        assert_true(samples > 0);
+        assert_int_equal(json_integer_value(json_object_get(histogram, "samples")), samples);
+        assert_int_equal(sum_of(json_object_get(histogram, "buckets")), samples);
+        assert_int_equal(sum_of(json_object_get(histogram, "reference_buckets")),
+                         json_integer_value(json_object_get(histogram, "reference_samples")));
+    }
+    json_decref(histograms);
+    json_decref(rows);
+    close(fd);
+    unlink(path);
+    expect(server->socket, "bench --quick --filter ring.latency --histogram /nowhere/at/all", FAILED);
+    expect_text(err, "/nowhere/at/all");
 }
 
 /* -------------------------------------------------------------------------------------------------------------- run */
@@ -297,6 +349,7 @@ int main(void)
         WITH_SERVER(test_ctl_json_of_ping_has_one_shape),
         WITH_SERVER(test_ctl_json_of_info_and_stats),
         WITH_SERVER(test_ctl_json_of_bench),
+        WITH_SERVER(test_ctl_histograms_of_bench),
         WITH_SERVER(test_ctl_run_verifies),
         WITH_SERVER(test_ctl_run_finds_a_wrong_byte),
     };
