@@ -10,6 +10,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "raw_by_ring.h"
 #include "require.h"
 
 #define FDS_MAX 253 /* what the kernel takes in one packet */
@@ -50,6 +51,7 @@ int raw_take_fd(struct raw *raw, int index)
 
 void raw_close(struct raw *raw)
 {
+    by_ring_end(raw);
     close(raw->fd);
     if (raw->pidfd >= 0) {
         close(raw->pidfd);
@@ -153,28 +155,38 @@ static struct outcome read_status(const Mlacat__V1__Status *status)
 /* ------------------------------------------------------------------------------------------------------- completions
  */
 
+void raw_keep(struct raw *raw, const struct completion *completion)
+{
+    if (raw->done_nr == raw->done_room) {
+        raw->done_room = raw->done_room == 0 ? 64 : 2 * raw->done_room;
+        raw->done = realloc(raw->done, raw->done_room * sizeof(*raw->done));
+        REQUIRE(raw->done != NULL);
+    }
+    raw->done[raw->done_nr++] = *completion;
+}
+
 static void keep_completions(struct raw *raw, const Mlacat__V1__Completions *completions)
 {
     for (size_t i = 0; i < completions->n_completions; i++) {
         const Mlacat__V1__Completion *from = completions->completions[i];
-        if (raw->done_nr == raw->done_room) {
-            raw->done_room = raw->done_room == 0 ? 64 : 2 * raw->done_room;
-            raw->done = realloc(raw->done, raw->done_room * sizeof(*raw->done));
-            REQUIRE(raw->done != NULL);
-        }
-        raw->done[raw->done_nr++] = (struct completion){
+        struct completion completion = {
             .stream = {from->stream->id, from->stream->generation},
             .call_id = from->call_id,
             .outcome = read_status(from->status),
             .queue_ns = from->queue_ns,
             .device_ns = from->device_ns,
         };
+        raw_keep(raw, &completion);
     }
 }
 
 struct completion raw_next(struct raw *raw)
 {
     while (raw->done_taken == raw->done_nr) {
+        by_ring_wait(raw);
+        if (raw->done_taken != raw->done_nr) {
+            break;
+        }
         Mlacat__V1__Envelope *envelope = raw_receive(raw);
         REQUIRE(envelope != NULL, "the daemon ended the connection; a completion was expected");
         if (envelope->body_case == MLACAT__V1__ENVELOPE__BODY_ANSWER) {
@@ -221,6 +233,7 @@ Mlacat__V1__Envelope *raw_request(struct raw *raw, Mlacat__V1__Envelope *envelop
                 (unsigned long)reply->request_id, (unsigned long)envelope->request_id,
                 reply->body_case == MLACAT__V1__ENVELOPE__BODY_ANSWER ? read_status(reply->answer->status).message
                                                                       : "");
+        by_ring_collect(raw);
         return reply;
     }
 }

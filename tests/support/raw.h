@@ -39,6 +39,7 @@ enum dtype_number {
 #define RAW_CALLS_MAX 1000
 #define RAW_STATUSES 17
 
+struct by_ring;
 struct share;
 
 struct ref {
@@ -108,7 +109,14 @@ struct raw {
     size_t done_nr;
     size_t done_taken;
     size_t done_room;
+    struct by_ring *by_ring; /* raw_by_ring.h */
 };
+
+/* With MLACAT_TEST_TRANSPORT=ring the streams of raw_open_stream take calls through rings (raw_by_ring.h): what is
+ * said of calls here holds, but for memory and events that come with a call. */
+bool raw_by_ring(void);
+/* Of the mapped bytes that are counted for this client: its rings, which come with its first stream. */
+uint64_t raw_by_ring_bytes(const struct raw *raw);
 
 void raw_connect(struct raw *raw, const char *path);
 /* Connects and says Hello, which must succeed. */
@@ -164,6 +172,8 @@ size_t raw_pack_submit(uint8_t packet[RAW_PACKET_BYTES], struct ref stream, cons
 int raw_submit_fds(struct raw *raw, struct ref stream, const struct call *calls, size_t calls_nr, const int *fds,
                    uint32_t fds_nr);
 void raw_submit(struct raw *raw, struct ref stream, const struct call *calls, size_t calls_nr);
+/* Keeps a completion for raw_next. */
+void raw_keep(struct raw *raw, const struct completion *completion);
 /* The next completion in the order in which they came. */
 struct completion raw_next(struct raw *raw);
 /* Takes the next completion, which must be of this call. */

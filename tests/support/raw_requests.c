@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "gpu_memory.h"
-#include "raw.h"
+#include "raw_by_ring.h"
 #include "require.h"
 
 const char *raw_device(void)
@@ -124,6 +124,9 @@ struct outcome raw_unregister_event(struct raw *raw, struct ref event)
 
 struct outcome raw_open_stream(struct raw *raw, struct ref *stream)
 {
+    if (raw_by_ring()) {
+        return by_ring_open(raw, stream);
+    }
     Mlacat__V1__OpenStream message = MLACAT__V1__OPEN_STREAM__INIT;
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
     Mlacat__V1__Envelope *reply;
@@ -148,11 +151,19 @@ struct outcome raw_close_stream(struct raw *raw, struct ref stream)
     message.stream = &ref;
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_CLOSE_STREAM;
     envelope.close_stream = &message;
-    return raw_answer(raw, &envelope);
+    struct outcome outcome = raw_answer(raw, &envelope);
+    if (outcome.code == STATUS_OK) {
+        by_ring_closed(raw, stream);
+    }
+    return outcome;
 }
 
 struct outcome raw_cancel(struct raw *raw, struct ref stream, uint64_t call_id)
 {
+    struct raw_ring *ring = by_ring_find(raw, stream);
+    if (ring) {
+        return by_ring_cancel(raw, ring, call_id);
+    }
     Mlacat__V1__StreamRef ref = MLACAT__V1__STREAM_REF__INIT;
     Mlacat__V1__Cancel message = MLACAT__V1__CANCEL__INIT;
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;

@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "gpu_memory.h"
-#include "raw.h"
+#include "raw_by_ring.h"
 #include "require.h"
 
 /* The messages of one call, which point to each other. */
@@ -122,6 +122,11 @@ static void name_handles(struct call *calls, size_t calls_nr, const int *fds, ui
 int raw_submit_fds(struct raw *raw, struct ref stream, const struct call *calls, size_t calls_nr, const int *fds,
                    uint32_t fds_nr)
 {
+    struct raw_ring *ring = by_ring_find(raw, stream);
+    if (ring) {
+        by_ring_submit(raw, ring, calls, calls_nr);
+        return 0;
+    }
     static struct call named[RAW_CALLS_MAX];
     uint8_t packet[RAW_PACKET_BYTES];
     if (gpu_memory_used() && fds_nr > 0) {

@@ -144,8 +144,8 @@ static bool is_alone(struct neighbour *neighbour, pid_t server, uint32_t fds_nr)
     work(neighbour);
     struct counts counts = raw_stats(&neighbour->raw);
     return counts.clients == 1 && counts.streams == 1 && counts.buffers == 1 && counts.calls_in_flight == 0 &&
-           counts.mapped_bytes == neighbour->trial.bytes && descriptors_open(server, fds_nr) &&
-           memfds_mapped(server, 1);
+           counts.mapped_bytes == neighbour->trial.bytes + raw_by_ring_bytes(&neighbour->raw) &&
+           descriptors_open(server, fds_nr) && memfds_mapped(server, 1);
 }
 
 static void test_death_of_a_client_at_each_step(void **state)
@@ -162,6 +162,9 @@ static void test_death_of_a_client_at_each_step(void **state)
     for (int i = 0; i < 2 * STEPS; i++) {
         struct victim victim = {server->socket, (enum step)(i % STEPS)};
         struct child child;
+        if (raw_by_ring() && victim.step == STEP_IMPORTING_INLINE) {
+            continue; /* no ring takes that */
+        }
         child_start(&child, run_victim, &victim);
         child_wait_ready(&child);
         work(&neighbour);

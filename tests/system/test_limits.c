@@ -402,8 +402,10 @@ int main(void)
         cmocka_unit_test(test_limits_clients),
         cmocka_unit_test(test_limits_clients_leave_two_for_the_operator),
         cmocka_unit_test(test_limits_streams_and_buffers),
-        cmocka_unit_test(test_limits_calls),
         WITH_SERVER(test_limits_many_clients_at_once),
+    };
+    const struct CMUnitTest packet_tests[] = {
+        cmocka_unit_test(test_limits_calls),
     };
     const struct CMUnitTest memfd_tests[] = {
         cmocka_unit_test(test_limits_mapped_bytes),
@@ -414,6 +416,10 @@ int main(void)
         cmocka_unit_test(test_limits_held_imports_go_with_their_client),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (raw_by_ring()) {
+        return failed;
+    }
+    failed += cmocka_run_group_tests(packet_tests, NULL, NULL);
     return failed + (gpu_memory_used() ? cmocka_run_group_tests(gpu_tests, NULL, NULL)
                                        : cmocka_run_group_tests(memfd_tests, NULL, NULL));
 }
