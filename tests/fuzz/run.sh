@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds the fuzzers with clang and runs each for a while. Exit 77 where there is no clang with libFuzzer.
 #   sh tests/fuzz/run.sh [--seconds N] [--build FOLDER]
-# An input that broke something is left in FOLDER/tests/fuzz/crash-*; `fuzz_wire FILE` repeats it.
+# An input that broke something is left in FOLDER/tests/fuzz/crash-*; `fuzz_wire FILE` or `fuzz_ring FILE`
+# repeats it.
 set -eu
 
 seconds=30
@@ -30,7 +31,7 @@ mkdir -p "$build"
 build=$(cd "$build" && pwd)
 log=$build/run.log
 if ! { cmake -G Ninja -S "$root" -B "$build" -DCMAKE_C_COMPILER=clang -DMLACAT_FUZZ=ON &&
-    ninja -C "$build" fuzz_wire fuzz_wire_seeds; } >"$log" 2>&1; then
+    ninja -C "$build" fuzz_wire fuzz_wire_seeds fuzz_ring; } >"$log" 2>&1; then
     cat "$log" >&2
     exit 1
 fi
@@ -43,3 +44,8 @@ cd "$build/tests/fuzz"
 ./fuzz_wire -max_total_time="$seconds" -max_len=65538 -timeout=5 -rss_limit_mb=512 -print_final_stats=1 \
     -verbosity=0 "$corpus"
 echo "fuzz_wire: $seconds s without a finding"
+
+mkdir -p corpus_ring
+./fuzz_ring -max_total_time="$seconds" -max_len=2048 -timeout=5 -rss_limit_mb=512 -print_final_stats=1 \
+    -verbosity=0 corpus_ring
+echo "fuzz_ring: $seconds s without a finding"
