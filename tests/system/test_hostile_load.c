@@ -13,8 +13,7 @@
 
 #include "proc.h"
 #include "require.h"
-#include "server.h"
-#include "trial.h"
+#include "ring_bench.h"
 
 #define QUICK_MS 500
 
@@ -248,6 +247,35 @@ static void test_hostile_costly_proofs_leave_others_quick(void **state)
     raw_close(&neighbour);
 }
 
+static void run_costly_ring_client(void *arg)
+{
+    REQUIRE(setenv("MLACAT_TEST_TRANSPORT", "ring", 1) == 0);
+    run_costly_client(arg);
+}
+
+/* Through a ring the worker proves them: it does no more than a few before the next ring has its turn. */
+static void test_hostile_costly_ring_leaves_others_quick(void **state)
+{
+    struct server server;
+    struct child child;
+    struct bench neighbour;
+    (void)state;
+    server_start(&server, "workers = 1\n");
+    bench_open(&neighbour, &server);
+    child_start(&child, run_costly_ring_client, &server);
+    child_wait_ready(&child);
+    for (uint64_t id = 1; id <= 20; id++) {
+        uint64_t start_ms = now_ms();
+        bench_work(&neighbour, id);
+        REQUIRE(now_ms() - start_ms < QUICK_MS, "a call took %lu ms", (unsigned long)(now_ms() - start_ms));
+        assert_true(raw_ready(&neighbour.raw, NULL));
+    }
+    assert_true(raw_stats(&neighbour.raw).outcomes[STATUS_INVALID_ARGUMENT] > COSTLY_CALLS);
+    child_kill(&child);
+    bench_close(&neighbour);
+    server_stop(&server);
+}
+
 /* ---------------------------------------------------------------------------------------------- withdrawals */
 
 #define PAIRS 50
@@ -353,6 +381,7 @@ int main(void)
         WITH_SERVER(test_hostile_inline_memory_is_bounded),
         cmocka_unit_test(test_hostile_clients_at_their_limits_leave_room),
         WITH_SERVER(test_hostile_costly_proofs_leave_others_quick),
+        cmocka_unit_test(test_hostile_costly_ring_leaves_others_quick),
         WITH_SERVER(test_hostile_withdrawals_end_each_call_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,7 +19,8 @@
 #include "require.h"
 #include "ring_bench.h"
 
-#define SCRIBBLE_MS 3000
+#define SCRIBBLE_MS 1500
+#define QUICK_MS 1000 /* a neighbour's call, whatever others write */
 
 /* The daemon ends the session with these words, and serves the neighbour as before. */
 static void expect_end(struct bench *bench, struct bench *neighbour, const char *words)
@@ -217,26 +218,43 @@ static bool has_ended(struct raw *raw)
     return got >= 0 || errno == ECONNRESET;
 }
 
+struct scribblers {
+    const struct server *server;
+    _Atomic uint32_t *thrown_out; /* sessions, seen from here */
+};
+
 /* Connects again as soon as the daemon has thrown it out. */
 static void scribbler_main(void *arg)
 {
-    const struct server *server = arg;
+    const struct scribblers *scribblers = arg;
     uint64_t seed = (uint64_t)getpid() * UINT64_C(0x9e3779b97f4a7c15) + 1;
     uint64_t end_ms = now_ms() + env_number("MLACAT_SCRIBBLE_MS", SCRIBBLE_MS);
     while (now_ms() < end_ms) {
         struct bench bench;
-        bench_open(&bench, server);
-        for (uint32_t i = 0; now_ms() < end_ms && (i % 64 != 0 || !has_ended(&bench.raw)); i++) {
+        bool ended = false;
+        bench_open(&bench, scribblers->server);
+        for (uint32_t i = 0; now_ms() < end_ms && !ended; i++) {
             scribble(&bench, &seed);
+            ended = i % 64 == 0 && has_ended(&bench.raw);
         }
+        *scribblers->thrown_out += ended;
         bench_close(&bench);
     }
 }
 
-static void test_ring_scribblers_disturb_nobody(void **state)
+static void work_quickly(struct bench *bench, uint64_t id)
+{
+    uint64_t start_ms = now_ms();
+    bench_work(bench, id);
+    REQUIRE(now_ms() - start_ms < QUICK_MS, "a call took %lu ms", (unsigned long)(now_ms() - start_ms));
+}
+
+/* Nothing is left of them, each that broke the rules has lost its session, and all that they did was done. */
+static void run_scribblers(const struct server *server)
 {
     enum { SCRIBBLERS = 2 };
-    struct server *server = *state;
+    _Atomic uint32_t *thrown_out = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct scribblers scribblers = {server, thrown_out};
     struct child child[SCRIBBLERS];
     struct bench neighbour;
     bench_open(&neighbour, server);
@@ -244,23 +262,44 @@ static void test_ring_scribblers_disturb_nobody(void **state)
     uint32_t fds_nr = proc_fds(server->pid);
     uint32_t maps_nr = proc_maps(server->pid, "mlacat-ring");
     for (int i = 0; i < SCRIBBLERS; i++) {
-        child_start(&child[i], scribbler_main, server);
+        child_start(&child[i], scribbler_main, &scribblers);
     }
     uint64_t end_ms = now_ms() + env_number("MLACAT_SCRIBBLE_MS", SCRIBBLE_MS);
-    for (uint64_t id = 2; now_ms() < end_ms; id++) {
-        bench_work(&neighbour, id);
+    uint64_t id = 1;
+    while (now_ms() < end_ms) {
+        work_quickly(&neighbour, ++id);
     }
     for (int i = 0; i < SCRIBBLERS; i++) {
         child_join(&child[i]);
     }
     struct counts counts = raw_stats(&neighbour.raw);
-    assert_true(counts.sessions_broken > 0);
+    /* In its last moments one may have been thrown out without looking. */
+    assert_in_range(counts.sessions_broken, *thrown_out, *thrown_out + SCRIBBLERS);
+    assert_true(*thrown_out > 0);
+    assert_true(counts.outcomes[STATUS_OK] > id); /* more than the neighbour's */
+    assert_true(counts.outcomes[STATUS_NOT_FOUND] > 0 && counts.outcomes[STATUS_INVALID_ARGUMENT] > 0);
     WAIT_UNTIL(raw_stats(&neighbour.raw).clients == 1);
     WAIT_UNTIL(raw_stats(&neighbour.raw).buffers == 1);
     WAIT_UNTIL(proc_fds(server->pid) == fds_nr);
     WAIT_UNTIL(proc_maps(server->pid, "mlacat-ring") == maps_nr);
     bench_work(&neighbour, 1);
     bench_close(&neighbour);
+    munmap(thrown_out, 4096);
+}
+
+static void test_ring_scribblers_disturb_nobody(void **state)
+{
+    run_scribblers(*state);
+}
+
+/* Not even one whose stream has the same worker. */
+static void test_ring_scribblers_share_a_worker(void **state)
+{
+    struct server server;
+    (void)state;
+    server_start(&server, "workers = 1\n");
+    run_scribblers(&server);
+    server_stop(&server);
 }
 
 int main(void)
@@ -271,6 +310,7 @@ int main(void)
         WITH_SERVER(test_ring_replay_is_refused),
         WITH_SERVER(test_ring_descriptors_give_no_power),
         WITH_SERVER(test_ring_scribblers_disturb_nobody),
+        cmocka_unit_test(test_ring_scribblers_share_a_worker),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

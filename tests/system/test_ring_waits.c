@@ -254,32 +254,6 @@ static void test_ring_sleeps_and_wakes_without_loss(void **state)
     run_sleepy("poll = balanced\nspin_us = 1\n");
 }
 
-/* Streams that nobody uses, of a client that sleeps. */
-static void test_ring_idle_streams_cost_nothing(void **state)
-{
-    enum { STREAMS = 64, SECONDS = 1 };
-    static struct raw_ring rings[STREAMS];
-    struct server *server = *state;
-    struct bench bench;
-    bench_open(&bench, server);
-    bench_work(&bench, 1);
-    rings[0] = bench.ring;
-    for (int i = 1; i < STREAMS; i++) {
-        assert_int_equal(raw_ring_open(&bench.rings, &rings[i]).code, STATUS_OK);
-    }
-    for (int i = 0; i < STREAMS; i++) {
-        WAIT_UNTIL(mlacat_ring_daemon_sleeps(rings[i].daemon));
-    }
-    uint64_t before_ns = proc_cpu_ns(server->pid);
-    uint64_t end_ms = now_ms() + SECONDS * 1000;
-    WAIT_UNTIL(now_ms() >= end_ms);
-    assert_in_range(proc_cpu_ns(server->pid) - before_ns, 0, SECONDS * 10000000); /* a hundredth of a core */
-    for (int i = 1; i < STREAMS; i++) {
-        raw_ring_close(&rings[i]);
-    }
-    bench_close(&bench);
-}
-
 /* What is accepted ends, what comes then is refused, and the daemon waits for the first but not for ever. */
 static void test_ring_drains(void **state)
 {
@@ -342,7 +316,6 @@ int main(void)
         WITH_SERVER(test_ring_unregister_waits_for_the_calls),
         WITH_SERVER(test_ring_unregister_races_with_calls),
         cmocka_unit_test(test_ring_sleeps_and_wakes_without_loss),
-        WITH_SERVER(test_ring_idle_streams_cost_nothing),
         WITH_SERVER(test_ring_drains),
         WITH_SERVER(test_ring_counts_in_statistics),
     };
