@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What one bad client does to the others: 64 streams of 8 processes on one daemon, first alone, then beside a process
- * that never signals the event that its calls wait for and one that registers and releases memory as fast as it is
- * allowed. The others' p99 beside them may be 1.5 times their p99 alone, and no call may take longer than 3 ms.
+ * What bad clients do to the others: 64 streams of 8 processes on one daemon, first alone, then beside three more:
+ * one never signals the event that its calls wait for; one has calls on many rings wait for a `ready` word that never
+ * comes, cancels them and submits others without end; and one registers and releases memory as fast as it is allowed.
+ * The others' p99 beside them may be 1.5 times their p99 alone, and no call may take longer than 3 ms.
  *
  *     gpu_isolation [--seconds 300] [--processes 8] [--streams 64] [--depth 1]      MLACATD names the daemon
  *
@@ -98,8 +99,10 @@ static void print_phase(const struct isolation *shared, const char *name, int ph
 static void print_bad(const struct isolation *shared)
 {
     unsigned long refusals = (unsigned long)shared->refusals;
-    printf("beside them: %lu calls that never run; %lu registrations and calls that bring their memory, %lu refused\n",
-           (unsigned long)shared->gated, (unsigned long)shared->registrations, refusals);
+    printf("beside them: %lu calls that never run, %lu in rings, cancelled and given again; %lu registrations and "
+           "calls that bring their memory, %lu refused\n",
+           (unsigned long)shared->gated, (unsigned long)shared->gated_in_rings, (unsigned long)shared->registrations,
+           refusals);
     if (refusals > 0) {
         printf("the last refusal: %s\n", shared->refusal);
     }
@@ -135,6 +138,7 @@ static void run(struct isolation *shared, uint64_t seconds)
 {
     struct child machine;
     struct child silent;
+    struct child never_ready;
     struct child registering;
     struct isolation_process bad = {.shared = shared};
     uint64_t least = seconds < ALONE_SECONDS_MIN ? seconds : ALONE_SECONDS_MIN;
@@ -153,8 +157,10 @@ static void run(struct isolation *shared, uint64_t seconds)
     pass_time(alone * 1000);
     atomic_store(&shared->phase, ISOLATION_READY);
     child_start(&silent, isolation_silent, &bad);
+    child_start(&never_ready, isolation_never_ready, &bad);
     child_start(&registering, isolation_registering, &bad);
     child_wait_ready(&silent);
+    child_wait_ready(&never_ready);
     child_wait_ready(&registering);
     atomic_store(&shared->phase, ISOLATION_TOGETHER);
     pass_time(seconds * 1000);
@@ -164,6 +170,7 @@ static void run(struct isolation *shared, uint64_t seconds)
     }
     child_join(&machine);
     child_join(&registering);
+    child_join(&never_ready);
     child_kill(&silent);
 }
 

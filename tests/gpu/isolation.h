@@ -51,6 +51,7 @@ struct isolation {
     _Atomic uint64_t refusals;          /* of its requests: RESOURCE_EXHAUSTED */
     char refusal[ISOLATION_TEXT_BYTES]; /* what the daemon said to the last of them */
     _Atomic uint64_t gated;             /* calls of the one that never signals */
+    _Atomic uint64_t gated_in_rings;    /* of the one whose rings are never ready */
     struct isolation_row row[ISOLATION_PROCESSES_MAX];
     struct isolation_times machine[ISOLATION_METERS][ISOLATION_PHASES]; /* how much longer than asked for they slept */
 };
@@ -70,6 +71,9 @@ static inline void isolation_note(struct isolation_times *times, uint64_t ns)
 void isolation_good(void *arg);
 /* Calls that wait for an event that never comes, on as many streams as the others have. */
 void isolation_silent(void *arg);
+/* Calls on as many rings as one client may have, each behind a `ready` word that never comes; it takes them back and
+ * gives others as fast as it gets answers. */
+void isolation_never_ready(void *arg);
 /* Registers and releases buffers, and has memory imported for single calls, as fast as it gets answers. */
 void isolation_registering(void *arg);
 /* A few threads that only sleep, for a moment each time. */

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Two clients as they should not be; none of them breaks the protocol. */
+/* Three clients as they should not be; none of them breaks the protocol. */
 #include <stdio.h>
 #include <string.h>
 
 #include "isolation.h"
-#include "raw.h"
+#include "mlacat_ring.h"
+#include "raw_ring.h"
 #include "require.h"
 #include "share_register.h"
 
 #define GATED_PER_STREAM 16
+#define RINGS_MAX 64
+#define CANCEL_ID UINT64_MAX
 #define MEMORIES 8
 #define MEMORY_BYTES ((size_t)2 << 20)
 #define FRESH_EVERY 16 /* turns after which an allocation is a new one, which the daemon must open and, later, close */
@@ -39,6 +42,8 @@ static struct call small_call(uint64_t id, struct ref buffer)
     return call;
 }
 
+/* --------------------------------------------------------------------------------------- an event that never comes */
+
 void isolation_silent(void *arg)
 {
     const struct isolation_process *process = arg;
@@ -66,6 +71,80 @@ void isolation_silent(void *arg)
     child_ready();
     child_park();
 }
+
+/* ------------------------------------------------------------------------------------- rings that are never ready */
+
+struct never_ready {
+    struct raw_ring ring;
+    uint64_t oldest; /* call in flight */
+    uint64_t next;
+};
+
+static void submit_gated(struct never_ready *one, struct isolation *shared, struct ref buffer)
+{
+    struct call call = small_call(one->next++, buffer);
+    struct mlacat_ring_submission entry = raw_ring_entry(&call);
+    entry.flags = MLACAT_RING_SUBMIT_READY;
+    entry.ready = 1;
+    raw_ring_send(&one->ring, &entry);
+    atomic_fetch_add(&shared->gated_in_rings, 1);
+}
+
+/* True if it ended. One that the daemon has given to the GPU to wait there may be told later, or in the next turn. */
+static bool take_back_oldest(struct never_ready *one)
+{
+    const struct mlacat_ring_submission entry = {
+        .call_id = CANCEL_ID, .flags = MLACAT_RING_SUBMIT_CANCEL, .ready = one->oldest};
+    struct completion done;
+    bool ended = false;
+    raw_ring_send(&one->ring, &entry);
+    do {
+        done = raw_ring_next(&one->ring);
+        REQUIRE(done.call_id == CANCEL_ID || (done.call_id == one->oldest && done.outcome.code == STATUS_CANCELLED),
+                "call %lu: %u %s", (unsigned long)done.call_id, done.outcome.code, done.outcome.message);
+        ended = ended || done.call_id == one->oldest;
+    } while (done.call_id != CANCEL_ID);
+    one->oldest += ended;
+    return ended;
+}
+
+static void open_never_ready(struct client *client, struct raw_rings *rings, struct isolation *shared,
+                             struct ref buffer, struct never_ready *one)
+{
+    struct outcome outcome = raw_ring_open_on(rings, client->uuid, &one->ring);
+    REQUIRE(outcome.code == STATUS_OK, "%s", outcome.message);
+    for (int i = 0; i < GATED_PER_STREAM; i++) {
+        submit_gated(one, shared, buffer);
+    }
+}
+
+void isolation_never_ready(void *arg)
+{
+    static struct never_ready all[RINGS_MAX];
+    const struct isolation_process *process = arg;
+    struct isolation *shared = process->shared;
+    struct client client;
+    struct raw_rings rings;
+    struct share memory;
+    open_client(&client, shared);
+    share_alloc(&memory, MEMORY_BYTES);
+    struct ref buffer = share_must_register(&client.raw, client.uuid, &memory, 0, memory.size);
+    struct outcome outcome = raw_rings_open(&client.raw, &rings);
+    REQUIRE(outcome.code == STATUS_OK, "%s", outcome.message);
+    uint32_t nr = rings.opened.rings < RINGS_MAX ? rings.opened.rings : RINGS_MAX;
+    for (uint32_t i = 0; i < nr; i++) {
+        open_never_ready(&client, &rings, shared, buffer, &all[i]);
+    }
+    child_ready();
+    for (uint32_t turn = 0; atomic_load(&shared->phase) != ISOLATION_END; turn++) {
+        if (take_back_oldest(&all[turn % nr])) {
+            submit_gated(&all[turn % nr], shared, buffer);
+        }
+    }
+    raw_close(&client.raw);
+}
+
+/* -------------------------------------------------------------------------------------------- memory, all the time */
 
 /* A refusal for want of room may come: of one that frees and registers faster than the daemon closes what was freed. */
 static bool took(struct isolation *shared, const struct outcome *outcome)

@@ -368,6 +368,7 @@ int main(int argc, char *argv[])
 {
     char reason[256];
     setvbuf(stdout, NULL, _IOLBF, 0);
+    unsetenv("CUDA_DEVICE_MAX_CONNECTIONS"); /* as most programs have it; one_connection sets it */
     server_start(&server, "device = auto\n");
     if (is_wanted(argc, argv, "one_connection")) { /* before this process starts CUDA */
         struct child one_connection;
