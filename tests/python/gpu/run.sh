@@ -59,6 +59,8 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 [ -n "$out" ] || out=$work
 
+# What pack.sh puts beside the programs.
+[ ! -d "$build/lib" ] || export LD_LIBRARY_PATH="$build/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 mkdir "$work/packages"
 for wheel in "$build"/mlacat-*.whl "$build"/client/python/mlacat-*.whl ${MLACAT_WHEELS:+"$MLACAT_WHEELS"/*.whl}; do
     [ -e "$wheel" ] && "$python" -m zipfile -e "$wheel" "$work/packages"

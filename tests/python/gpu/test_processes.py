@@ -148,7 +148,8 @@ def test_memory_is_back_after_empty_cache(whole_gpu):
     assert free_bytes() < before - bytes_of_call(tokens) // 2
     del tensors
     torch.cuda.empty_cache()
-    took = await_free(before - 64 * MIB)
+    # What the driver keeps for itself after allocations of this size is less than a hundredth of them.
+    took = await_free(before - max(64 * MIB, bytes_of_call(tokens) // 100))
     print(f"memory back after {took * 1000:.0f} ms")
     assert took < BACK_SECONDS, f"memory back after {took * 1000:.0f} ms"
 
