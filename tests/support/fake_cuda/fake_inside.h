@@ -181,7 +181,8 @@ struct fake_state {
     bool control_known;
     pid_t control; /* the thread that closes */
     uint64_t closed_ns;
-    uint64_t launched_ns; /* the last kernel, or its end */
+    uint64_t launched_ns;   /* the last kernel, or its end */
+    uint64_t busy_since_ns; /* the first one after a quiet time */
 };
 
 extern struct fake_state fake;
@@ -233,6 +234,8 @@ int fake_run_copy(const struct fake_op *op);
 
 /* fake_stream.c */
 bool fake_streams_idle(void);
+/* A kernel was launched, or has run. */
+void fake_note_kernel(void);
 /* Puts a copy of `op` on a stream. */
 int fake_stream_add(struct cuda_stream *stream, const struct fake_op *op);
 

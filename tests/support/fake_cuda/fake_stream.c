@@ -25,6 +25,15 @@ bool fake_streams_idle(void)
     return true;
 }
 
+void fake_note_kernel(void)
+{
+    uint64_t now_ns = fake_now_ns();
+    if (now_ns - fake.launched_ns >= FAKE_QUIET_NS) {
+        fake.busy_since_ns = now_ns;
+    }
+    fake.launched_ns = now_ns;
+}
+
 static bool is_satisfied(const struct fake_op *op)
 {
     const void *word = fake_reach(op->address, op->kind == OP_WAIT_64 ? 8 : 4);
@@ -91,7 +100,7 @@ static bool run_first(struct cuda_stream *stream)
         return false;
     }
     if (op->kind == OP_KERNEL) {
-        fake.launched_ns = fake_now_ns();
+        fake_note_kernel();
         fake.sticky = fake_run_kernel(op);
     } else if (op->kind == OP_WRITE_64) {
         write_value(op);
@@ -200,7 +209,7 @@ static int add(struct cuda_stream *stream, const struct fake_op *op)
     *made = *op;
     made->next = NULL;
     if (op->kind == OP_KERNEL) {
-        fake.launched_ns = fake_now_ns();
+        fake_note_kernel();
     }
     if (op->kind == OP_KERNEL && (fake.behaviour.delay_us > 0 || op->spin_ns > 0)) {
         uint64_t now_ns = fake_now_ns();
