@@ -243,15 +243,20 @@ enum device_answer cuda_stream_submit(struct device_stream *stream, const struct
     return taken > 0 ? DEVICE_OK : answer;
 }
 
+static enum device_answer not_quicker(struct error *err)
+{
+    error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the call is no quicker when it is armed: submit it when its word came");
+    return DEVICE_AGAIN;
+}
+
 enum device_answer cuda_stream_arm(struct device_stream *stream, const struct device_call *call, uint64_t value,
                                    uint64_t wait_ns, struct error *err)
 {
     struct cuda_flights *flights = &stream->flights;
     struct cuda_batch *batch = &stream->batch;
     struct cuda_footprint footprint;
-    error_set(err, MLACAT_RESOURCE_EXHAUSTED, "the call is no quicker when it is armed: submit it when its word came");
     if (!stream->device->mps || flights->head != flights->tail || batch->pending || stream->lost.code != MLACAT_OK) {
-        return DEVICE_AGAIN;
+        return not_quicker(err);
     }
     cuda_device_enter(stream->device);
     cuda_footprint_init(&footprint, call);
@@ -268,7 +273,7 @@ enum device_answer cuda_stream_arm(struct device_stream *stream, const struct de
     }
     batch->pending = false;
     cuda_flights_drop(flights);
-    return DEVICE_AGAIN;
+    return not_quicker(err);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- polling */
