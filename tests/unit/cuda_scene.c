@@ -66,3 +66,18 @@ void scene_close(void)
     cuda_memory_release(&device, memory);
     driver_device_fini(&device);
 }
+
+struct device_call scene_call(uint64_t rows, uint64_t sequence)
+{
+    struct device_call call = {
+        .cookie = (void *)(uintptr_t)sequence, .memory = {memory, memory, memory}, .sequence = sequence};
+    call.plan = (struct op_plan){.op = 1,
+                                 .dim0 = rows,
+                                 .dim1 = 1,
+                                 .width_bytes = {192, 128, 64},
+                                 .stride_bytes = {{192, 0}, {128, 0}, {64, 0}},
+                                 .offset_bytes = {0, 512 * MIB, 768 * MIB},
+                                 .copy = {true, true, true},
+                                 .bytes = rows * 384};
+    return call;
+}

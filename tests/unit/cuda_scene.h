@@ -32,4 +32,7 @@ struct device_pages *register_page(unsigned char *page);
 void scene_open(bool with_words);
 void scene_close(void);
 
+/* A K call of `rows` rows of 192 bytes in the memory; its cookie is its sequence number. */
+struct device_call scene_call(uint64_t rows, uint64_t sequence);
+
 #endif

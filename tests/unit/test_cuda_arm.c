@@ -28,21 +28,11 @@ static int teardown(void **state)
     return 0;
 }
 
-/* A K call of `rows` rows of 192 bytes. */
+/* A call that a client's CUDA stream waits for. */
 static struct device_call call_of(uint64_t rows, uint64_t sequence)
 {
-    struct device_call call = {.cookie = (void *)(uintptr_t)sequence,
-                               .memory = {memory, memory, memory},
-                               .sequence = sequence,
-                               .tell_done = true};
-    call.plan = (struct op_plan){.op = 1,
-                                 .dim0 = rows,
-                                 .dim1 = 1,
-                                 .width_bytes = {192, 128, 64},
-                                 .stride_bytes = {{192, 0}, {128, 0}, {64, 0}},
-                                 .offset_bytes = {0, 512 * MIB, 768 * MIB},
-                                 .copy = {true, true, true},
-                                 .bytes = rows * 384};
+    struct device_call call = scene_call(rows, sequence);
+    call.tell_done = true;
     return call;
 }
 

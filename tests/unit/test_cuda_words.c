@@ -28,22 +28,6 @@ static int teardown(void **state)
     return 0;
 }
 
-/* A K call of `rows` rows of 192 bytes. */
-static struct device_call call_of(uint64_t rows, uint64_t sequence)
-{
-    struct device_call call = {
-        .cookie = (void *)(uintptr_t)sequence, .memory = {memory, memory, memory}, .sequence = sequence};
-    call.plan = (struct op_plan){.op = 1,
-                                 .dim0 = rows,
-                                 .dim1 = 1,
-                                 .width_bytes = {192, 128, 64},
-                                 .stride_bytes = {{192, 0}, {128, 0}, {64, 0}},
-                                 .offset_bytes = {0, 512 * MIB, 768 * MIB},
-                                 .copy = {true, true, true},
-                                 .bytes = rows * 384};
-    return call;
-}
-
 static enum device_answer submit(const struct device_call *calls, uint32_t *nr)
 {
     return cuda_stream_submit(stream, calls, nr, &err);
@@ -73,7 +57,7 @@ static uint64_t done_word(void)
 /* More than one block does, which would tell its end itself. */
 static struct device_call large_call(uint64_t sequence)
 {
-    struct device_call call = call_of(5000, sequence);
+    struct device_call call = scene_call(5000, sequence);
     call.plan.offset_bytes[OP_OUT] = 1;
     return call;
 }
@@ -99,7 +83,7 @@ static void end_of_a_call_moves_words(struct device_call call, uint32_t writes)
 static void test_cuda_words_end_of_a_small_call_moves_them(void **state)
 {
     (void)state;
-    end_of_a_call_moves_words(call_of(4, 7), 1);
+    end_of_a_call_moves_words(scene_call(4, 7), 1);
 }
 
 static void test_cuda_words_end_of_a_call_moves_them(void **state)
@@ -111,8 +95,8 @@ static void test_cuda_words_end_of_a_call_moves_them(void **state)
 /* A kernel whose `done` is still on its way, though the fence says that it has ended; then a signal. */
 static void signal_behind_done_on_its_way(void)
 {
-    struct device_call call = call_of(4, 1);
-    struct device_call signal = call_of(4, 2);
+    struct device_call call = scene_call(4, 1);
+    struct device_call signal = scene_call(4, 2);
     call.tell_done = signal.tell_done = signal.signal_only = true;
     driver.fence_first = true;
     assert_int_equal(submit_one(&call), DEVICE_OK);
@@ -156,7 +140,7 @@ static void test_cuda_words_batch_in_order(void **state)
     struct device_call calls[5];
     uint32_t nr = 5;
     for (uint64_t i = 0; i < 5; i++) {
-        calls[i] = call_of(4, i + 1);
+        calls[i] = scene_call(4, i + 1);
     }
     calls[2].signal_only = calls[2].tell_done = true;
     calls[3].plan.copy[OP_OUT] = false;
@@ -180,7 +164,7 @@ static void test_cuda_words_batch_in_order(void **state)
 static void test_cuda_words_batch_stops_at_a_refused_call(void **state)
 {
     (void)state;
-    struct device_call calls[3] = {call_of(4, 1), call_of(4, 2), call_of(4, 3)};
+    struct device_call calls[3] = {scene_call(4, 1), scene_call(4, 2), scene_call(4, 3)};
     uint32_t nr = 3;
     driver.fail_at = 2; /* kernel, kernel */
     driver.fail_result = 701;
@@ -199,7 +183,7 @@ static void test_cuda_words_batch_stops_at_a_refused_call(void **state)
 static void test_cuda_words_long_call_moves_them_once(void **state)
 {
     (void)state;
-    struct device_call call = call_of(200 * MIB / 192, 1);
+    struct device_call call = scene_call(200 * MIB / 192, 1);
     call.tell_done = true;
     assert_int_equal(submit_one(&call), DEVICE_OK);
     for (int polls = 0; polls < 10000 && poll() == 0; polls++) {
@@ -217,8 +201,8 @@ static void test_cuda_words_long_call_moves_them_once(void **state)
 static void test_cuda_words_failed_call_leaves_the_fence(void **state)
 {
     (void)state;
-    struct device_call call = call_of(6 * MIB / 384, 1); /* room for others beside it, and yet several launches: */
-    struct device_call next = call_of(4, 2);
+    struct device_call call = scene_call(6 * MIB / 384, 1); /* room for others beside it, and yet several launches: */
+    struct device_call next = scene_call(4, 2);
     call.plan.offset_bytes[OP_OUT] = 1; /* byte by byte */
     call.tell_done = true;
     driver.fail_at = 3; /* kernel, step, kernel */
@@ -259,7 +243,7 @@ static void test_cuda_words_lost_write_loses_the_stream(void **state)
 static void test_cuda_words_silent_fence_asks_the_driver(void **state)
 {
     (void)state;
-    struct device_call call = call_of(4, 1);
+    struct device_call call = scene_call(4, 1);
     assert_int_equal(submit_one(&call), DEVICE_OK);
     assert_int_equal(poll(), 0);
     driver.now_ns += CUDA_FENCE_SILENCE_NS;
