@@ -195,15 +195,16 @@ static bool take_round(void)
         }
         accept_entry(&entry);
     }
+    /* Before this round's completions are published: ring_take knew of the earlier ones only. */
+    const struct ring *ring = &ring_stream.ring;
+    require(answer != RING_FULL || ring->published - ring->client->complete_head <= ring->entries,
+            "who says that it has read more than there is, is told so");
     ring_release_taken(&ring_stream.ring);
     ring_publish(&ring_stream.ring);
     if (answer == RING_BROKEN) {
         require(err.code == MLACAT_INVALID_ARGUMENT && err.scope == MLACAT_SCOPE_SESSION, "it costs the session");
         check_text(&err);
     }
-    const struct ring *ring = &ring_stream.ring;
-    require(answer != RING_FULL || ring->published - ring->client->complete_head <= ring->entries,
-            "who says that it has read more than there is, is told so");
     return answer != RING_BROKEN;
 }
 
