@@ -211,7 +211,7 @@ bool closer_flush(uint32_t timeout_ms)
 {
     struct timespec until;
     int waited = 0;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += timeout_ms / 1000;
     until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
     if (until.tv_nsec >= 1000000000) {
@@ -220,7 +220,7 @@ bool closer_flush(uint32_t timeout_ms)
     }
     pthread_mutex_lock(&closer.mutex);
     while (waited == 0 && !all_closed()) {
-        waited = pthread_cond_timedwait(&closer.idle, &closer.mutex, &until);
+        waited = pthread_cond_clockwait(&closer.idle, &closer.mutex, CLOCK_MONOTONIC, &until);
     }
     bool done = all_closed();
     pthread_mutex_unlock(&closer.mutex);

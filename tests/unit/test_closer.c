@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -22,6 +23,18 @@
 #define FLUSH_MS 5000 /* less than a lingering close takes by itself */
 #define QUICK_MS 500
 #define USER 7
+
+int __real_clock_gettime(clockid_t clock, struct timespec *time);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *time);
+
+static time_t wall_clock_ahead_s;
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *time)
+{
+    int result = __real_clock_gettime(clock, time);
+    time->tv_sec += clock == CLOCK_REALTIME ? wall_clock_ahead_s : 0;
+    return result;
+}
 
 static uint64_t now_ms(void)
 {
@@ -139,6 +152,21 @@ static void test_closer_one_user_does_not_wait_for_another(void **state)
     assert_false(is_open(own[4]));
 }
 
+/* Somebody sets it while the daemon waits: then it is an hour before what it was, or after. */
+static void test_closer_flush_does_not_go_by_the_wall_clock(void **state)
+{
+    enum { TIMEOUT_MS = 20 };
+    (void)state;
+    struct lingering blocking = lingering_new();
+    closer_close(blocking.fd, USER);
+    uint64_t start_ms = now_ms();
+    wall_clock_ahead_s = -3600;
+    assert_false(closer_flush(TIMEOUT_MS));
+    wall_clock_ahead_s = 0;
+    assert_true(now_ms() - start_ms >= TIMEOUT_MS);
+    let_go(&blocking);
+}
+
 static void test_closer_flush_of_nothing_returns_at_once(void **state)
 {
     (void)state;
@@ -254,6 +282,7 @@ int main(void)
         cmocka_unit_test(test_closer_closes_anything_else_on_its_thread),
         cmocka_unit_test(test_closer_does_not_wait_for_a_close_that_blocks),
         cmocka_unit_test(test_closer_one_user_does_not_wait_for_another),
+        cmocka_unit_test(test_closer_flush_does_not_go_by_the_wall_clock),
         cmocka_unit_test(test_closer_flush_of_nothing_returns_at_once),
         cmocka_unit_test(test_closer_hang_up_lets_the_peer_read_the_last_packet),
         cmocka_unit_test(test_closer_hang_up_is_seen_before_the_thread_comes_to_it),
