@@ -3,8 +3,8 @@
  * What the files of the CUDA device share. Private to the device layer and its tests.
  *
  * Owns:     the device: its primary context, kernels, fence words and the memory that is open on it.
- * Thread:   all fields are constant while streams exist, but `segments`, `pages` and `fences` (control thread) and
- *           `lost` (any).
+ * Thread:   all fields are constant while streams exist, but `segments`, `pages`, `fences` and what is said to be the
+ *           control thread's (that thread), and the atomic ones (any).
  * Lifetime: device_cuda.c: open -> close.
  * Errors:   -
  */
@@ -37,6 +37,7 @@ struct device {
     struct cuda_segments segments;
     struct cuda_pages pages;
     uint64_t checked_ns;  /* control thread: whether the context is usable */
+    bool closed_pages;    /* control thread: the last that was closed were pages, not memory */
     _Atomic bool stirred; /* something was launched since the control thread looked last */
     _Atomic bool lost;    /* a result said that the context is unusable */
 };
@@ -46,6 +47,10 @@ void cuda_device_name(const struct device *device, int ordinal, char uuid[DEVICE
 
 /* Makes the device's context the calling thread's: what each call of the driver needs. Cheap when it is already. */
 void cuda_device_enter(const struct device *device);
+
+/* Control thread: closes at most one thing that is due, memory and pages in turns. Returns in how many nanoseconds it
+ * wants to be called again; UINT64_MAX: when something was put or released. */
+uint64_t cuda_device_close_due(struct device *device);
 
 /* The driver's `call` failed: fills `err` as cuda_error_set does, and marks the device when it is lost. */
 __attribute__((format(printf, 5, 6))) enum mlacat_status

@@ -65,21 +65,14 @@ static void unregister_oldest(struct cuda_pages *pages)
     pages->released_nr--;
     unregister(pages->device, LIST_ENTRY(list_take(&pages->released), struct device_pages, link));
     pages->device->segments.closed_ns = clock_now_ns();
-}
-
-/* Nanoseconds until the pace allows another one to go. */
-static uint64_t wait_ns(const struct cuda_pages *pages)
-{
-    uint64_t closed_ns = pages->device->segments.closed_ns;
-    uint64_t since_ns = clock_now_ns() - closed_ns;
-    return closed_ns == 0 || since_ns >= CUDA_CLOSE_PACE_NS ? 0 : CUDA_CLOSE_PACE_NS - since_ns;
+    pages->device->closed_pages = true;
 }
 
 /* For clients that come and go faster than the pace. */
 static bool has_room(struct cuda_pages *pages)
 {
-    if (pages->released_nr >= CUDA_PAGES_RELEASED_MAX && wait_ns(pages) == 0) {
-        unregister_oldest(pages);
+    if (pages->released_nr >= CUDA_PAGES_RELEASED_MAX) {
+        cuda_device_close_due(pages->device);
     }
     return pages->released_nr < CUDA_PAGES_RELEASED_MAX;
 }
@@ -126,7 +119,7 @@ uint64_t cuda_pages_tend(struct cuda_pages *pages)
     if (list_empty(&pages->released)) {
         return UINT64_MAX;
     }
-    uint64_t in_ns = wait_ns(pages);
+    uint64_t in_ns = cuda_segments_pace_left_ns(&pages->device->segments);
     if (in_ns != 0) {
         return in_ns;
     }

@@ -79,6 +79,7 @@ static void close_mapping(struct cuda_segments *segments, cuda_address base)
     struct device *device = segments->device;
     int result = device->cuda->cuIpcCloseMemHandle(base);
     segments->closed_ns = clock_now_ns();
+    device->closed_pages = false;
     if (result != CUDA_RESULT_OK) {
         struct error err;
         cuda_device_fail(device, &err, result, "cuIpcCloseMemHandle", "a client's memory");
@@ -123,13 +124,21 @@ static bool is_quiet(const struct cuda_segments *segments, uint64_t now_ns)
     return now_ns - segments->looked_ns < BLIND_NS && now_ns - segments->quiet_since_ns >= CUDA_QUIET_NS;
 }
 
-/* 0: now */
-static uint64_t pace_left_ns(const struct cuda_segments *segments)
+uint64_t cuda_segments_pace_left_ns(const struct cuda_segments *segments)
 {
     uint64_t now_ns = clock_now_ns();
     uint64_t since_ns = now_ns - segments->closed_ns;
     uint64_t pace_ns = is_quiet(segments, now_ns) ? CUDA_QUIET_PACE_NS : CUDA_CLOSE_PACE_NS;
     return segments->closed_ns == 0 || since_ns >= pace_ns ? 0 : pace_ns - since_ns;
+}
+
+/* Sleeps until an import may close something. What waits to be closed goes first: imports that come without a pause
+ * would else leave it no time. */
+static void wait_for_turn(struct cuda_segments *segments)
+{
+    sleep_ns(cuda_segments_pace_left_ns(segments));
+    cuda_device_close_due(segments->device);
+    sleep_ns(cuda_segments_pace_left_ns(segments));
 }
 
 /* Closes it as soon as its calls and the pace allow. false: its calls take too long. */
@@ -142,7 +151,8 @@ static bool close_soon(struct cuda_segments *segments, struct cuda_segment *segm
         }
         sleep_ns(PIN_LOOK_NS);
     }
-    sleep_ns(pace_left_ns(segments));
+    wait_no_more(segments, segment); /* or it might be closed while it waits for its turn */
+    wait_for_turn(segments);
     close_segment(segments, segment);
     return true;
 }
@@ -184,7 +194,7 @@ uint64_t cuda_segments_tend(struct cuda_segments *segments)
     look_for_calls(segments);
     struct cuda_segment *segment = find_due(segments, &in_ns);
     if (segment) {
-        in_ns = pace_left_ns(segments);
+        in_ns = cuda_segments_pace_left_ns(segments);
         if (in_ns == 0) {
             close_segment(segments, segment);
             in_ns = segments->unused_nr > 0 ? CUDA_LOOK_NS : UINT64_MAX;
@@ -276,17 +286,17 @@ static enum mlacat_status open_fresh(struct cuda_segments *segments, struct cuda
         if (open_handle(segments, &segment->handle, &address, err) != MLACAT_OK) {
             return err->code;
         }
-        struct cuda_segment *old = NULL;
-        if (check_opened(segments, address, segment, err) == MLACAT_OK) {
-            old = find_overlap(segments, segment);
-            if (!old) {
-                return MLACAT_OK;
-            }
-            err->code = MLACAT_OK;
+        enum mlacat_status status = check_opened(segments, address, segment, err);
+        if (status == MLACAT_OK && !find_overlap(segments, segment)) {
+            return MLACAT_OK;
         }
-        sleep_ns(pace_left_ns(segments));
+        wait_for_turn(segments);
         close_mapping(segments, address);
-        if (!old || retire_now(segments, old, err) != MLACAT_OK) {
+        if (status != MLACAT_OK) {
+            return status;
+        }
+        struct cuda_segment *old = find_overlap(segments, segment); /* NULL: its turn has come meanwhile */
+        if (old && retire_now(segments, old, err) != MLACAT_OK) {
             return err->code;
         }
     }

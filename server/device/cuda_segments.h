@@ -95,6 +95,9 @@ void cuda_segments_put(struct cuda_segments *segments, struct cuda_segment *segm
  * something was put. */
 uint64_t cuda_segments_tend(struct cuda_segments *segments);
 
+/* Until something may be closed again, memory or pages; 0: now. */
+uint64_t cuda_segments_pace_left_ns(const struct cuda_segments *segments);
+
 /* A call is going to use it; false: it must not, its memory is gone. */
 static inline bool cuda_segment_pin(struct cuda_segment *segment)
 {

@@ -84,15 +84,21 @@ static int ipc_open(cuda_address *address, struct cuda_ipc_handle handle, unsign
     return CUDA_RESULT_OK;
 }
 
+/* Unregistering host memory is one: it stops launches as well. */
+static void note_close(void)
+{
+    if (driver.last_close_ns != 0 && driver.now_ns - driver.last_close_ns < driver.shortest_close_ns) {
+        driver.shortest_close_ns = driver.now_ns - driver.last_close_ns;
+    }
+    driver.last_close_ns = driver.now_ns;
+}
+
 static int ipc_close(cuda_address address)
 {
     struct driver_allocation *allocation = allocation_at(address);
     assert_non_null(allocation);
     allocation->opened--;
-    if (driver.last_close_ns != 0 && driver.now_ns - driver.last_close_ns < driver.shortest_close_ns) {
-        driver.shortest_close_ns = driver.now_ns - driver.last_close_ns;
-    }
-    driver.last_close_ns = driver.now_ns;
+    note_close();
     return answer(DRIVER_cuIpcCloseMemHandle);
 }
 
@@ -299,6 +305,7 @@ static int unregister_host(void *memory)
 {
     (void)memory;
     driver.pages--;
+    note_close();
     return CUDA_RESULT_OK;
 }
 
