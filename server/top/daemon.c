@@ -8,6 +8,7 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -15,6 +16,7 @@
 #include "log.h"
 #include "session.h"
 #include "systemd.h"
+#include "thread.h"
 
 #define PROGRESS_MS 1000
 #define CLOSE_TIMEOUT_MS 1000 /* for the last words to clients: closing an unread socket would lose them */
@@ -213,6 +215,10 @@ static void on_progress(uv_timer_t *timer)
 
 /* --------------------------------------------------------------------------------------------- signals */
 
+/* The first one at all times, the others once there is something to end. */
+static const int signal_numbers[] = {SIGHUP, SIGTERM, SIGINT};
+#define SIGNALS_NR 3
+
 static void reload(struct daemon *daemon)
 {
     struct error err;
@@ -250,7 +256,6 @@ static void on_signal(uv_signal_t *handle, int signal)
 
 static void init_loop(struct daemon *daemon)
 {
-    static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
     uv_loop_t *loop = &daemon->loop;
     uv_loop_init(loop);
     loop_sleep_init(&daemon->sleep, loop, &daemon->service, devices_poll(&daemon->config),
@@ -260,12 +265,34 @@ static void init_loop(struct daemon *daemon)
     devices_init(&daemon->devices, loop);
     daemon->progress.data = daemon;
     daemon->drain.data = daemon;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < SIGNALS_NR; i++) {
         uv_signal_init(loop, &daemon->signals[i]);
         daemon->signals[i].data = daemon;
-        uv_signal_start(&daemon->signals[i], on_signal, numbers[i]);
     }
+    uv_signal_start(&daemon->signals[0], on_signal, signal_numbers[0]); /* the loop comes to it */
     signal(SIGPIPE, SIG_IGN);
+}
+
+/* A driver may take its time, or never come back; and the first process of a container that has no handler is not ended
+ * by these signals. */
+static void end_start(int signal)
+{
+    (void)signal;
+    _exit(0);
+}
+
+static enum mlacat_status start_devices(struct daemon *daemon, struct error *err)
+{
+    for (int i = 1; i < SIGNALS_NR; i++) {
+        signal(signal_numbers[i], end_start);
+    }
+    if (devices_start(&daemon->devices, &daemon->config, &daemon->sleep.bell, err) != MLACAT_OK) {
+        return err->code;
+    }
+    for (int i = 1; i < SIGNALS_NR; i++) {
+        uv_signal_start(&daemon->signals[i], on_signal, signal_numbers[i]);
+    }
+    return MLACAT_OK;
 }
 
 /* Every client costs descriptors, and one batch of packets may bring a thousand; not more than the closer has room
@@ -294,7 +321,7 @@ enum mlacat_status daemon_init(struct daemon *daemon, const struct config *confi
     systemd_init();
     set_file_limit();
     init_loop(daemon);
-    if (devices_start(&daemon->devices, config, &daemon->sleep.bell, err) != MLACAT_OK) {
+    if (start_devices(daemon, err) != MLACAT_OK) {
         goto fail;
     }
     struct service *service = &daemon->service;
@@ -337,7 +364,7 @@ void daemon_log_exit(const struct daemon *daemon)
     if (daemon->exit_code == 0) {
         log_info("exit", "code=0");
     } else if (daemon->lost.code == MLACAT_OK) {
-        log_error("exit", "code=%d reason=\"calls did not end\"", daemon->exit_code);
+        log_error("exit", "code=%d reason=\"a device did not let go in time\"", daemon->exit_code);
     } else {
         log_error("exit", "code=%d status=%s reason=%s", daemon->exit_code, status_name(daemon->lost.code),
                   log_text(daemon->lost.message));
@@ -350,6 +377,29 @@ int daemon_run(struct daemon *daemon)
     return daemon->exit_code;
 }
 
+/* What a device does to the end of the process nobody else can end. */
+static void *end_late_stop(void *arg)
+{
+    struct daemon *daemon = arg;
+    const struct timespec time = {.tv_sec = STOP_TIMEOUT_MS / 1000};
+    nanosleep(&time, NULL);
+    log_error("stop_timeout", "reason=\"the driver does not come back\"");
+    daemon->exit_code = 1;
+    daemon_log_exit(daemon);
+    _exit(1);
+}
+
+/* The loop has ended, and its timers with it. */
+static void stop_devices(struct daemon *daemon)
+{
+    pthread_t thread;
+    struct error err;
+    if (thread_start(&thread, "mlacat-stop", end_late_stop, daemon, &err) == MLACAT_OK) {
+        pthread_detach(thread);
+    }
+    devices_stop(&daemon->devices);
+}
+
 void daemon_fini(struct daemon *daemon)
 {
     close_listener(daemon);
@@ -359,7 +409,7 @@ void daemon_fini(struct daemon *daemon)
     if (daemon->service.pidfd >= 0) {
         close(daemon->service.pidfd);
     }
-    devices_stop(&daemon->devices);
+    stop_devices(daemon);
     uv_loop_close(&daemon->loop);
     closer_flush(CLOSE_TIMEOUT_MS);
 }

@@ -8,7 +8,8 @@
  *   STOPPING -> STOPPED    (nothing is left: the loop returns; what a device still holds after 5 s ends the process
  *                           with exit code 1)
  *
- * A second SIGTERM or SIGINT ends the process at once with exit code 1. SIGHUP reads the configuration again.
+ * A second SIGTERM or SIGINT ends the process at once with exit code 1, one that comes while it starts with 0. A driver
+ * that does not come back at the very end has 5 s; then the exit code is 1 too. SIGHUP reads the configuration again.
  *
  * Owns:     the loop, the devices, the service, the listener.
  * Thread:   the main thread, which is the loop thread.

@@ -16,6 +16,7 @@
 #define DEFAULT_MEMORY_BYTES ((uint64_t)1 << 30)
 #define DEFAULT_DRIVER 13000
 
+#define RESULT_HANG (-1)
 enum { FOUND = 0, SYMBOL_MISSING = 1, VERSION_MISSING = 2 }; /* CUdriverProcAddressQueryResult */
 
 struct fake_state fake = {.lock = PTHREAD_MUTEX_INITIALIZER, .moved = PTHREAD_COND_INITIALIZER};
@@ -86,7 +87,7 @@ static void add_rule(struct fake_behaviour *behaviour, const char *text)
     behaviour->rules[behaviour->rules_nr++] = (struct fake_rule){
         .call = find_call(text, name),
         .nth = nth[0] == '*' ? 0 : (unsigned)strtoul(nth, NULL, 10),
-        .result = (int)strtol(result + 1, NULL, 10),
+        .result = strcmp(result + 1, "hang") == 0 ? RESULT_HANG : (int)strtol(result + 1, NULL, 10),
     };
 }
 
@@ -235,12 +236,25 @@ bool fake_is_sticky(int result)
     return result == 700 || result == 702 || result == 710 || (result >= 714 && result <= 719);
 }
 
+/* Alone: others still get what they ask for. */
+static void hang(enum fake_call call)
+{
+    pthread_mutex_unlock(&fake.lock);
+    fprintf(stderr, "fake driver: %s hangs\n", entries[call].name);
+    for (;;) {
+        pause();
+    }
+}
+
 /* 0, or what a rule says of this call. */
 static int fail_by_rule(enum fake_call call)
 {
     for (unsigned i = 0; i < fake.behaviour.rules_nr; i++) {
         const struct fake_rule *rule = &fake.behaviour.rules[i];
         if (rule->call == call && (rule->nth == 0 || rule->nth == fake.calls[call])) {
+            if (rule->result == RESULT_HANG) {
+                hang(call);
+            }
             if (fake_is_sticky(rule->result)) {
                 fake.sticky = rule->result;
             }

@@ -6,7 +6,8 @@
  * $MLACAT_FAKE_CUDA, or fake_cuda_behave, says how it behaves; words separated by ';':
  *     daemon                  aborts when the process breaks a rule of the service (below)
  *     fail=CALL:N:RESULT      the N-th call of an entry point returns this result; N "*": every one. Results that mean
- *                             a lost device (700 and the like) are then the result of every call
+ *                             a lost device (700 and the like) are then the result of every call. RESULT "hang": it
+ *                             says so on standard error and never returns
  *     missing=CALL            the driver does not have it
  *     manual                  streams stand still; fake_cuda_run runs them
  *     delay_us=N              each launch takes this long, on a thread of the library
