@@ -62,7 +62,7 @@ struct concat_mla_many_args {
     unsigned first_block[CONCAT_MLA_MANY_CALLS];
 };
 
-/* What the GPU writes into host memory when all copies of a launch are done. */
+/* Words that the GPU writes when all copies of a launch are done. */
 #define CONCAT_MLA_END_WORDS 2
 
 struct concat_mla_end {
@@ -72,7 +72,8 @@ struct concat_mla_end {
 
 /*
  * What a launch waits for before it reads anything: that the word, in host memory that others write, has reached
- * `value`. After `wait_ns` nanoseconds it lapses: all that it does is to write `lapsed_value` into the word `lapsed`.
+ * `value` (as a signed difference: it may wrap). After `wait_ns` nanoseconds it lapses: all that it does is to write
+ * `lapsed_value` into the word `lapsed`.
  */
 struct concat_mla_gate {
     unsigned long long address; /* as the GPU knows it; 0: nothing to wait for */

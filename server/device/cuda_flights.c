@@ -246,7 +246,6 @@ int cuda_flights_prove(struct cuda_flights *flights)
     return cuda_lane_write(lane, &end);
 }
 
-/* The fence of the words last: when that of a lane says that an armed launch is over, it says whether it has run. */
 uint64_t cuda_flights_look(struct cuda_flights *flights)
 {
     uint64_t sum = 0;
@@ -260,7 +259,8 @@ uint64_t cuda_flights_look(struct cuda_flights *flights)
     return sum + flights->fence_seen;
 }
 
-/* The armed launch has run, and so does not write the lane's fence, on which the lane counts; nothing is behind it. */
+/* An armed launch moves either the fence of the words or that of its lane, and the lane counts on its own. This one has
+ * run; nothing that is behind it writes there. */
 static void pass_lapse(struct cuda_lane *lane, const struct cuda_flight *flight)
 {
     lane->seen = flight->until[CUDA_DIRECT_LANE];

@@ -34,7 +34,7 @@ struct cuda_flight {
     struct device_memory *memory[OP_OPERANDS]; /* NULL: the call has none */
     uint64_t until[CUDA_LANES];                /* it has ended when the fence of each lane is as far */
     bool direct;                               /* not so, but when the fence of the words has `sequence` */
-    bool armed;                                /* and over also when its lane's fence is as far: then it has lapsed */
+    bool armed;                                /* direct; or its lane's fence is as far: then it has lapsed */
     bool lapsed;
     bool unfinished; /* launches of it are to follow */
     bool tell_done;
@@ -47,7 +47,7 @@ struct cuda_flights {
     struct cuda_lane lane[CUDA_LANES];
     uint64_t *fence;   /* of the words; NULL: no words */
     uint64_t *done;    /* of the words */
-    uint64_t fence_at; /* all three as the GPU knows them */
+    uint64_t fence_at; /* this and the next three: as the GPU knows them */
     uint64_t done_at;
     uint64_t ready_at;
     uint64_t wake_at;
@@ -114,7 +114,7 @@ void cuda_flights_expect(struct cuda_flights *flights, const struct cuda_end *en
 /* What the GPU has written. Returns a number that differs when something has moved. */
 uint64_t cuda_flights_look(struct cuda_flights *flights);
 /* If a call waits for a kernel's `done` to land, because its own is ours to write, and nothing will say so: has the
- * driver write it. Gives its result. */
+ * driver write the lane's fence behind that kernel. Gives its result. */
 int cuda_flights_prove(struct cuda_flights *flights);
 /* Moves `ended`, and the words of what the GPU has not told itself. */
 void cuda_flights_tell(struct cuda_flights *flights);

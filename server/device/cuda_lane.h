@@ -24,8 +24,8 @@ struct device;
 struct cuda_lane {
     struct device *device;
     struct cuda_stream *stream;
-    struct cuda_fence *fence; /* `written` of it counts the launches that move it */
-    uint64_t seen;            /* of them, when somebody looked last */
+    struct cuda_fence *fence; /* `written` of it counts what was given to the GPU to move it */
+    uint64_t seen;            /* how far it was when somebody looked last */
 };
 
 enum mlacat_status cuda_lane_open(struct cuda_lane *lane, struct device *device, struct error *err);

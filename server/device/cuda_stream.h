@@ -15,8 +15,8 @@
  * Private to the device layer and its tests.
  *
  * Owns:     its lanes, and a pin on the memory of each call in flight.
- * Thread:   open, close: the device's control thread. submit, poll: the stream's worker.
- * Lifetime: open -> (submit, poll)* -> close, with no call in flight unless the device is lost.
+ * Thread:   open, close: the device's control thread. submit, arm, poll: the stream's worker.
+ * Lifetime: open -> (submit, arm, poll)* -> close, with no call in flight unless the device is lost.
  * Errors:   as the slots of device.h.
  */
 #ifndef MLACAT_DEVICE_CUDA_STREAM_H

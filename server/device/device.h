@@ -9,8 +9,8 @@
  *           `pages_release`, `tend`, `stream_open`, `stream_close`: the device's control thread only (the thread that
  *           opens it before that one runs), and they may block. `submit`, `arm`, `poll`: the one worker thread that the
  *           stream belongs to; `event_query`: any worker thread; never blocking.
- * Lifetime: open -> (import/release, stream_open/close, submit/poll)* -> close. close needs all streams closed and all
- *           memory and events released.
+ * Lifetime: open -> (import/release, stream_open/close, submit/arm/poll)* -> close. close needs all streams closed and
+ *           all memory and events released.
  * Errors:   as said with each slot. NODEV and AGAIN never leave the server.
  */
 #ifndef MLACAT_DEVICE_DEVICE_H
@@ -37,7 +37,7 @@ struct device_stream;
 enum device_answer {
     DEVICE_OK,
     DEVICE_NODEV, /* open: this machine has no such device; go on without it */
-    DEVICE_AGAIN, /* submit: full; nothing was taken, try again after a poll. event_query: not yet */
+    DEVICE_AGAIN, /* submit: full; nothing was taken, try again after a poll. Else as the slot says */
     DEVICE_ERROR  /* the error says what */
 };
 

@@ -76,7 +76,7 @@ void arming_ready(struct arming *arming, uint64_t waited_ns)
     arming->gap_ns[0] = waited_ns;
 }
 
-bool arming_allowed(struct arming *arming)
+bool arming_admit(struct arming *arming)
 {
     if (arming->skip > 0) {
         arming->skip--;

@@ -22,8 +22,8 @@
 #define ARMING_LEAST_NS 5000
 
 struct arming {
-    /* That the last call waited as the first of its stream, and that the last one did which waited for another time; 0:
-     * not at all, or there was none. */
+    /* How long the last call waited as the first of its stream, and the last one before it that waited for another
+     * time; 0: not at all, or there was none. */
     uint64_t gap_ns[2];
     uint32_t lapses; /* calls in a row that were armed in vain */
     uint32_t skip;   /* calls that will not be armed for that */
@@ -37,18 +37,18 @@ struct arming_plan {
     uint64_t rest_ns; /* and from then on with pauses again */
 };
 
-/* For a call that is the first of its stream and waits since `since_ns`: around the first of the two times that is not
- * over, or the second. */
+/* For a call that is the first of its stream and waits since `since_ns`: around the shorter of the two times until that
+ * is over, then around the longer one. Armed once for each, a call takes twice ARMING_MOST_NS of a GPU at most. */
 struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, uint64_t now_ns);
 
 /* The next pause between two looks at the word, which is not longer than a fraction of the wait; 0: none. */
 uint64_t arming_pause_ns(const struct arming_plan *plan, uint64_t since_ns, uint64_t now_ns);
 
-/* A call's word has come. */
+/* A call's word has come. Once for each call: what is expected stays as it is while one waits. */
 void arming_ready(struct arming *arming, uint64_t waited_ns);
 
-/* Asked once for each call that waits. false: too many before it were armed in vain. */
-bool arming_allowed(struct arming *arming);
+/* Once for each call that waits: may it be armed? false: too many before it were, in vain; this one makes up for it. */
+bool arming_admit(struct arming *arming);
 /* It was armed in vain; or it was not. */
 void arming_lapsed(struct arming *arming);
 void arming_ran(struct arming *arming);

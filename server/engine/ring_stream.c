@@ -359,12 +359,17 @@ void ring_streams_look(struct worker *worker)
     }
 }
 
+/* What comes behind an armed call can wait for as long as that does, and a request to cancel must. */
+static bool has_news(const struct ring_stream *ring)
+{
+    bool ordered = list_empty(&ring->stream->active_link) && atomic_load(&ring->order) != RING_GO_ON;
+    return ordered || (!ring->unreadable && !ring->stream->armed && ring_has_more(&ring->ring));
+}
+
 bool ring_streams_have_news(const struct worker *worker)
 {
     for (struct list_node *node = worker->rings.next; node != &worker->rings; node = node->next) {
-        const struct ring_stream *ring = LIST_ENTRY(node, struct ring_stream, link);
-        bool ordered = list_empty(&ring->stream->active_link) && atomic_load(&ring->order) != RING_GO_ON;
-        if (ordered || (!ring->unreadable && ring_has_more(&ring->ring))) {
+        if (has_news(LIST_ENTRY(node, struct ring_stream, link))) {
             return true;
         }
     }

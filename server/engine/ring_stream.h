@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The part of a stream whose calls come through a ring. The worker has its pool of calls: it takes them from the ring,
- * proves them, and answers them in the ring; in between they take the same way through worker.c as all others.
+ * proves them, and answers them in the ring; in between they take the same way through turn.c as all others.
  *
  *   not attached -> attached (loop: the device stream is open)
  *   attached -> not attached (worker: told to finish or to drop, and nothing is left; reported)
@@ -87,11 +87,12 @@ void ring_streams_sleep(const struct worker *worker, bool asleep);
 
 /* --- worker: one stream, one call --- */
 
-/* The call at the front of the queue may be launched: it has nothing to wait for, or has failed and only tells so. */
+/* The call has nothing more to wait for, or has failed and only tells so. */
 bool ring_stream_ready(const struct call *call);
 /* The call is in the queue: it ends at its deadline. */
 void ring_stream_note_deadline(const struct call *call);
-/* The call, on no list, was refused by the device with call->error. True: it goes on as a signal, in its place. */
+/* The call is not launched and never will be, for the reason in call->error. True: somebody's GPU waits for its end,
+ * and it goes on as a signal in its place, or where the caller puts it; else it ends. */
 bool ring_stream_signals(struct call *call);
 /* Answers a call that has ended and is on no list. */
 void ring_stream_end_call(struct worker *worker, struct call *call);

@@ -33,7 +33,7 @@ static void on_close_done(struct control_job *job)
     stream_free(LIST_ENTRY(job, struct stream, job));
 }
 
-/* The worker does not look at a stream that has no calls (worker.c: post_ended), so the control thread has it to
+/* The worker does not look at a stream that has no calls (turn.c: post_ended), so the control thread has it to
  * itself. */
 static void close_if_unused(struct stream *stream)
 {

@@ -255,7 +255,7 @@ static void wait_for_word(struct worker *worker, struct stream *stream, struct c
     uint64_t now_ns = clock_now_ns();
     if (call->gated_ns == 0) {
         call->gated_ns = now_ns;
-        call->unarmed = !worker->ops->arm || !arming_allowed(arming);
+        call->unarmed = !worker->ops->arm || !arming_admit(arming);
     }
     struct arming_plan plan = arming_plan(arming, call->gated_ns, now_ns);
     uint64_t pause_ns = arming_pause_ns(&plan, call->gated_ns, now_ns);
@@ -276,7 +276,6 @@ static void watch_armed(struct worker *worker, struct stream *stream)
     worker->eager |= now_ns - call->ask_ns < ARMING_MOST_NS; /* longer than that a GPU is busy with something else */
     if (call->launched_ns == 0 && ring_stream_ready(call)) {
         call->launched_ns = now_ns;
-        note_ready(call, now_ns);
         worker->moved = true;
     }
 }
@@ -298,14 +297,26 @@ static void launch(struct worker *worker, struct stream *stream)
 
 /* ---------------------------------------------------------------------------------------------------- the turn */
 
-/* The word did not come in time: from now on it is for us to see. */
-static void take_lapsed(struct stream *stream, struct call *call)
+/* The word did not come in time: the call is the first in the queue again. */
+static void take_lapsed(struct worker *worker, struct call *call)
 {
+    struct stream *stream = call->stream;
+    worker->moved = true;
     arming_lapsed(&stream->ring->arming);
     call->launched_ns = 0;
     list_remove(&call->queue_link);
     list_prepend(&stream->queue, &call->queue_link);
     ring_stream_note_deadline(call);
+}
+
+/* Only now is it known when its word came: what we saw of that before, the client may have taken back. */
+static void note_armed_ran(struct call *call, uint64_t now_ns)
+{
+    if (call->launched_ns == 0) {
+        call->launched_ns = now_ns; /* both its word and its end are new to us */
+    }
+    note_ready(call, call->launched_ns);
+    arming_ran(&call->stream->ring->arming);
 }
 
 static void end_launched(struct worker *worker, const struct device_completion *done, uint64_t now_ns)
@@ -314,40 +325,39 @@ static void end_launched(struct worker *worker, const struct device_completion *
     if (done->error.code != MLACAT_OK) {
         call->error = done->error;
     }
-    if (call->launched_ns == 0) {
-        call->launched_ns = now_ns; /* it was armed, and both its word and its end are new to us */
-        note_ready(call, now_ns);
+    if (call->stream->armed) {
+        note_armed_ran(call, now_ns);
     }
     call->ended_ns = now_ns;
     list_remove(&call->queue_link);
     give_back(worker, call);
 }
 
-static void reap(struct worker *worker, struct stream *stream)
+/* Takes back what has ended. false: the armed call has lapsed. */
+static bool reap(struct worker *worker, struct stream *stream)
 {
     struct device_completion done[POLL_BATCH];
     struct error err = {0};
     int done_nr = worker->ops->poll(stream->device_stream, done, POLL_BATCH, &err);
     if (done_nr < 0) {
         lose_stream(worker, stream, &err);
-        return;
+        return true;
     }
     if (done_nr == 0) {
-        return;
+        return true;
     }
     uint64_t now_ns = clock_now_ns();
+    bool lapsed = done[0].lapsed; /* an armed call is the only one */
     stream->full = false;
-    for (int i = 0; i < done_nr; i++) {
-        if (done[i].lapsed) {
-            take_lapsed(stream, done[i].cookie);
-        } else {
+    if (lapsed) {
+        take_lapsed(worker, done[0].cookie);
+    } else {
+        for (int i = 0; i < done_nr; i++) {
             end_launched(worker, &done[i], now_ns);
         }
     }
-    if (stream->armed && !done[0].lapsed) {
-        arming_ran(&stream->ring->arming);
-    }
     stream->armed = false;
+    return !lapsed;
 }
 
 /* When the stream wants its next turn; 0: soon. */
@@ -368,11 +378,12 @@ bool turn_take(struct worker *worker, struct stream *stream, bool withdrawn)
     if (withdrawn) {
         drop_withdrawn(worker, stream);
     }
-    /* First, for what has ended may be what the next call waits for. */
-    if (!list_empty(&stream->launched)) {
-        reap(worker, stream);
+    /* First, for what has ended may be what the next call waits for. A call that has lapsed is looked at in the next
+     * round: before it goes on, what could not touch it while it was armed has its turn, which is its deadline, a
+     * request to cancel it, or the end of its stream. */
+    if (list_empty(&stream->launched) || reap(worker, stream)) {
+        launch(worker, stream);
     }
-    launch(worker, stream);
     if (worker->ops->works_in_poll && !list_empty(&stream->launched)) {
         reap(worker, stream);
     }

@@ -67,7 +67,7 @@ struct worker {
     uint32_t withdrawn_seen;                        /* worker */
     struct list_node ended;                         /* worker: calls to post at the end of their stream's turn */
     bool posted;                                    /* worker: in this round; the loop must know */
-    bool moved;                                     /* worker: in this round a call came, was launched, or ended */
+    bool moved;                                     /* worker: in this round a call came, was launched, or came back */
     struct spinner spinner;                         /* worker */
     uint64_t moved_ns;                              /* worker: when that was last so */
     uint64_t brisk_ns;                              /* worker: the longest of its last waits for that, but long ones */

@@ -17,7 +17,7 @@
 /* Launches run on a thread of the library, as on a GPU: not before the next poll, those of a stream in order, and those
  * of two streams in any. The memory is slow (CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE), so that a call is soon a long one
  * of many launches. */
-#define BEHAVIOUR "same_process;delay_us=100;uneven=1;memory=4294967296;attribute=36:1000"
+#define BEHAVIOUR "same_process;delay_us=100;uneven=1;memory=4294967296;attribute=36:1000;attribute=133:1"
 #define POLL_PAUSE_NS 20000
 #define POLLS_MAX 500000
 

@@ -2,6 +2,9 @@
 /* The contract of batches and of the words that tell how far a stream is. */
 #include "device_row.h"
 
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -48,6 +51,7 @@ static int words_setup(void **state)
     w.words = (struct device_words){.fence = (uint64_t *)(void *)(w.fence_page + 128),
                                     .fence_pages = register_page(w.fence_page),
                                     .done = (uint64_t *)(void *)(w.done_page + 512),
+                                    .ready = (uint64_t *)(void *)(w.done_page + 384),
                                     .client_pages = register_page(w.done_page)};
     w.memory = row_memory_new(64 * WIDTH);
     memset(w.memory.client.bytes, 0, 64 * WIDTH);
@@ -270,6 +274,99 @@ static void test_device_fence_follows_the_output(void **state)
     row_memory_free(&source);
 }
 
+/* ---------------------------------------------------------------------------------------------------- armed calls */
+
+#define ARM_CALLS 63 /* rows behind the first one */
+#define ARM_WAIT_NS 50000
+
+static _Atomic bool flickers;
+
+/* A client that shows its word and takes it back, at any moment. */
+static void *flicker(void *unused)
+{
+    uint64_t *ready = (uint64_t *)(void *)(w.done_page + 384);
+    uint32_t random = 1;
+    (void)unused;
+    while (flickers) {
+        random = random * 1664525u + 1013904223u;
+        __atomic_store_n(ready, random >> 31, __ATOMIC_RELEASE);
+        for (uint32_t i = random >> 26; i > 0; i--) {
+            sched_yield();
+        }
+    }
+    return NULL;
+}
+
+/* Polls until the call has completed, while no word goes back, nor further than it. */
+static struct device_completion poll_one(uint64_t sequence)
+{
+    struct device_completion done;
+    struct error err;
+    uint64_t last_fence = fence();
+    uint64_t last_done = done_word();
+    int nr = 0;
+    for (int polls = 0; nr == 0 && polls < row.polls_max; polls++) {
+        nr = row.ops->poll(w.stream, &done, 1, &err);
+        assert_in_range(fence(), last_fence, sequence);
+        assert_in_range(done_word(), last_done, sequence);
+        last_fence = fence();
+        last_done = done_word();
+    }
+    assert_int_equal(nr, 1);
+    assert_ptr_equal(done.cookie, (void *)(uintptr_t)sequence);
+    assert_true(done.lapsed || done.error.code == MLACAT_OK);
+    return done;
+}
+
+/* True if it was armed and has run; else nothing of it has happened. */
+static bool arm(const struct device_call *call)
+{
+    const unsigned char *output = w.memory.client.bytes + call->plan.offset_bytes[OP_OUT];
+    struct error err;
+    if (!row.ops->arm || row.ops->arm(w.stream, call, 1, ARM_WAIT_NS, &err) != DEVICE_OK) {
+        return false;
+    }
+    if (!poll_one(call->sequence).lapsed) {
+        return true;
+    }
+    assert_true(fence() < call->sequence && done_word() < call->sequence);
+    for (int i = 0; i < WIDTH; i++) {
+        assert_int_equal(output[i], 0);
+    }
+    return false;
+}
+
+/* Whatever the word does, an armed call runs once or not at all. One that has lapsed is submitted; or it has failed
+ * meanwhile, and only tells so, which no `done` of a call before it may undo. */
+static void test_device_armed_runs_or_lapses(void **state)
+{
+    pthread_t client;
+    uint64_t row_nr = 1;
+    struct error err;
+    (void)state;
+    flickers = true;
+    assert_int_equal(pthread_create(&client, NULL, flicker, NULL), 0);
+    for (uint64_t sequence = 1; sequence <= ARM_CALLS; sequence++) {
+        struct device_call call = link_call(row_nr);
+        call.sequence = sequence;
+        call.cookie = (void *)(uintptr_t)sequence;
+        call.tell_done = true;
+        if (!arm(&call)) {
+            call.signal_only = sequence % 2 == 0;
+            assert_int_equal(row_submit(w.stream, &call, &err), DEVICE_OK);
+            assert_false(poll_one(sequence).lapsed);
+        }
+        assert_int_equal(fence(), sequence);
+        if (!call.signal_only) {
+            assert_memory_equal(w.memory.client.bytes + row_nr * WIDTH, "sixteen byte row", WIDTH);
+            row_nr++;
+        }
+    }
+    flickers = false;
+    pthread_join(client, NULL);
+    assert_int_equal(done_word(), ARM_CALLS);
+}
+
 #define WORDS_TEST(test) cmocka_unit_test_setup_teardown(test, words_setup, words_teardown)
 
 int main(void)
@@ -281,6 +378,7 @@ int main(void)
         WORDS_TEST(test_device_calls_without_rows_move_the_words),
         WORDS_TEST(test_device_signals_in_order_without_a_call),
         WORDS_TEST(test_device_fence_follows_the_output),
+        WORDS_TEST(test_device_armed_runs_or_lapses),
     };
     return ROW_RUN_TESTS("device words", tests);
 }

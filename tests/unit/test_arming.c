@@ -171,7 +171,7 @@ static void test_arming_expects_the_last_two_kinds_of_wait(void **state)
 static uint32_t skipped(struct arming *arming)
 {
     uint32_t nr = 0;
-    while (!arming_allowed(arming)) {
+    while (!arming_admit(arming)) {
         nr++;
     }
     return nr;

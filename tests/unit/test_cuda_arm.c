@@ -132,6 +132,28 @@ static void test_cuda_arm_is_seen_late(void **state)
     assert_words(1, 1);
 }
 
+/* Those that ran did not write what the lane counts on; a long call, which has a few launches ahead, sees none. */
+static void test_cuda_arm_that_ran_holds_up_no_long_call(void **state)
+{
+    (void)state;
+    for (uint64_t sequence = 1; sequence <= 4; sequence++) {
+        run_armed(sequence);
+        driver_work(ALL);
+    }
+    struct device_call small = scene_call(4, 5); /* has the lane, so that the long one begins on another */
+    struct device_call large = scene_call(20 * MIB / 192, 6);
+    assert_int_equal(submit(&small), DEVICE_OK);
+    large.plan.offset_bytes[OP_OUT] = MIB;
+    assert_int_equal(submit(&large), DEVICE_OK);
+    int nr = 0;
+    for (int polls = 0; polls < 10000 && nr < 2; polls++) {
+        driver_work(1);
+        nr += poll();
+    }
+    assert_int_equal(nr, 2);
+    assert_words(4, 6);
+}
+
 static void assert_refused(const struct device_call *call)
 {
     uint32_t launches = driver.launches;
@@ -199,6 +221,7 @@ int main(void)
         ARM_TEST(test_cuda_arm_runs_when_the_word_is_there),
         ARM_TEST(test_cuda_arm_lapses_without_a_trace),
         ARM_TEST(test_cuda_arm_is_seen_late),
+        ARM_TEST(test_cuda_arm_that_ran_holds_up_no_long_call),
         ARM_TEST(test_cuda_arm_refuses_what_is_no_quicker),
         ARM_TEST(test_cuda_arm_failed_launch_is_left_to_submit),
         ARM_TEST(test_cuda_arm_lost_write_loses_the_stream),

@@ -261,6 +261,62 @@ static void test_engine_arm_lapsed_keeps_its_deadline(void **state)
     assert_int_equal(paper.launched, 0);
 }
 
+/* The word counts no more when it comes: nothing is launched so late. */
+static void test_engine_arm_lapsed_after_its_deadline_ends_though_its_word_came(void **state)
+{
+    (void)state;
+    struct mlacat_ring_submission *entry = write_entry(1, MLACAT_RING_SUBMIT_READY);
+    entry->ready = 1;
+    entry->deadline_us = 10;
+    submit();
+    TURN_UNTIL(paper.armed == 1);
+    pass(15 * US);
+    say_ready(1);
+    settle();
+    paper.lapse_nr = 1;
+    assert_int_equal(wait_for(1), MLACAT_DEADLINE_EXCEEDED);
+    assert_int_equal(paper.launched, 0);
+}
+
+/* Call 2, armed, which would be armed again if it lapsed now. */
+static void arm_one_of_two_waits(void)
+{
+    paper.permits = 1;
+    arm_one();
+    pass(500 * US);
+    say_ready(1);
+    assert_int_equal(wait_for(1), MLACAT_OK);
+    send_gated(2, 2, 0);
+    TURN_UNTIL(paper.armed == 2);
+    pass(500 * US);
+}
+
+static void test_engine_arm_lapsed_is_cancelled_before_it_is_armed_again(void **state)
+{
+    (void)state;
+    arm_one_of_two_waits();
+    send_cancel(101, 2);
+    settle();
+    paper.lapse_nr = 1;
+    assert_int_equal(wait_for(2), MLACAT_CANCELLED);
+    assert_int_equal(wait_for(101), MLACAT_OK);
+    assert_int_equal(paper.armed, 2);
+}
+
+static void test_engine_arm_lapsed_is_dropped_before_it_is_armed_again(void **state)
+{
+    (void)state;
+    arm_one_of_two_waits();
+    stream_drop_ring(stream);
+    stream_close(stream);
+    settle();
+    paper.lapse_nr = 1;
+    TURN_UNTIL(gone == 1);
+    stream = NULL;
+    assert_int_equal(paper.armed, 2);
+    assert_int_equal(outcomes(MLACAT_ABORTED), 1);
+}
+
 static void test_engine_arm_drains(void **state)
 {
     (void)state;
@@ -298,6 +354,9 @@ int main(void)
         ARM_TEST(test_engine_arm_cancel_is_answered_when_it_has_run),
         ARM_TEST(test_engine_arm_lapsed_after_its_deadline_ends),
         ARM_TEST(test_engine_arm_lapsed_keeps_its_deadline),
+        ARM_TEST(test_engine_arm_lapsed_after_its_deadline_ends_though_its_word_came),
+        ARM_TEST(test_engine_arm_lapsed_is_cancelled_before_it_is_armed_again),
+        ARM_TEST(test_engine_arm_lapsed_is_dropped_before_it_is_armed_again),
         ARM_TEST(test_engine_arm_drains),
     };
     alarm(50);

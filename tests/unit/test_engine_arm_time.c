@@ -113,14 +113,16 @@ static void test_engine_arm_is_too_late_after_that(void **state)
     assert_int_equal(paper.launched, 2);
 }
 
-/* An armed call teaches the next one too. */
+/* An armed call teaches the next one too, and not with the time that it ran. */
 static void test_engine_arm_expects_what_the_armed_one_waited(void **state)
 {
     (void)state;
-    paper.permits = 100;
     arm_one();
     pass(500 * US);
     say_ready(1);
+    settle();
+    pass(700 * US);
+    paper.permits = 100;
     assert_int_equal(wait_for(1), MLACAT_OK);
     send_gated(2, 2, 0);
     TURN_UNTIL(paper.armed == 2);
@@ -183,6 +185,29 @@ static void test_engine_arm_that_ran_makes_up_for_lapses(void **state)
     assert_int_equal(paper.launched, 4);
 }
 
+/* A client that shows the worker the word and takes it back gets its call armed no more often. */
+static void test_engine_arm_flickering_word_is_not_armed_again(void **state)
+{
+    (void)state;
+    int before = 0;
+    send_gated(1, 1, 0);
+    TURN_UNTIL(paper.armed == 1);
+    for (int i = 0; i < 20 && paper.armed > before; i++) {
+        before = paper.armed;
+        pass(60 * US);
+        say_ready(1);
+        settle();
+        say_ready(0);
+        paper.lapse_nr = 1;
+        TURN_UNTIL(paper.lapse_nr == 0);
+        settle();
+    }
+    assert_int_equal(paper.armed, 1);
+    paper.permits = 1;
+    say_ready(1);
+    assert_int_equal(wait_for(1), MLACAT_OK);
+}
+
 static void wait_unarmed(void)
 {
     paper.permits = 1;
@@ -236,6 +261,22 @@ static void test_engine_arm_worker_naps_when_the_device_is_late(void **state)
     assert_int_equal(wait_for(1), MLACAT_OK);
 }
 
+/* Nor is a request to cancel it, which cannot be answered before. */
+static void test_engine_arm_worker_naps_while_a_request_waits(void **state)
+{
+    (void)state;
+    arm_one();
+    send_cancel(101, 1);
+    settle();
+    pass(2 * ARMING_MOST_NS);
+    uint32_t before = naps;
+    TURN_UNTIL(naps > before + 2);
+    assert_int_equal(mlacat_ring_taken(daemon_page), 1);
+    paper.lapse_nr = 1;
+    assert_int_equal(wait_for(1), MLACAT_CANCELLED);
+    assert_int_equal(wait_for(101), MLACAT_OK);
+}
+
 static uint64_t worker_cpu_ns(void)
 {
     clockid_t clock;
@@ -282,7 +323,9 @@ int main(void)
         ARM_TEST(test_engine_arm_is_too_late_after_that),
         ARM_TEST(test_engine_arm_expects_what_the_armed_one_waited),
         ARM_TEST(test_engine_arm_is_rarer_after_lapses),
+        ARM_TEST(test_engine_arm_flickering_word_is_not_armed_again),
         ARM_TEST(test_engine_arm_worker_naps_when_the_device_is_late),
+        ARM_TEST(test_engine_arm_worker_naps_while_a_request_waits),
         ARM_TEST(test_engine_arm_that_ran_makes_up_for_lapses),
         ARM_TEST(test_engine_arm_again_leaves_it_to_the_worker),
         cmocka_unit_test_setup_teardown(test_engine_arm_may_be_missing, arm_setup_without, arm_teardown),
