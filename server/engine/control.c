@@ -8,13 +8,23 @@
 #include "thread.h"
 
 #define NS_PER_S 1000000000
+/* The longest jobs are to open a device and to unmap much host memory: seconds. */
+#define STUCK_NS UINT64_C(10000000000)
+
+/* What follows may take long; or nothing follows. */
+static void note_busy(struct control *control, bool busy)
+{
+    atomic_store_explicit(&control->busy_ns, busy ? clock_now_ns() : 0, memory_order_relaxed);
+}
 
 static uint64_t tend(struct control *control)
 {
     if (!control->device || atomic_load_explicit(&control->is_lost, memory_order_relaxed)) {
         return DEVICE_TEND_LATER;
     }
+    note_busy(control, true);
     uint64_t in_ns = control->ops->tend(control->device, &control->lost);
+    note_busy(control, false);
     if (control->lost.code != MLACAT_OK) {
         atomic_store(&control->is_lost, true); /* pairs with control_lost */
         loop_bell_ring(control->bell);
@@ -126,7 +136,9 @@ static void *control_main(void *arg)
         }
         pthread_mutex_unlock(&control->mutex);
         job->again = false;
+        note_busy(control, true);
         job->run(job);
+        note_busy(control, false);
         tend(control); /* jobs may come without a pause */
         pthread_mutex_lock(&control->mutex);
         if (!end_turn(control, job)) {
@@ -213,6 +225,7 @@ void control_post(struct control *control, struct control_job *job)
 {
     struct control_lane *lane = job->lane ? job->lane : &control->own_lane;
     job->lane = lane;
+    control->jobs_nr++;
     pthread_mutex_lock(&control->mutex);
     list_append(&lane->jobs, &job->link);
     if (!lane->running && list_empty(&lane->turn)) {
@@ -238,7 +251,14 @@ bool control_take(struct control *control)
     pthread_mutex_unlock(&control->mutex);
     while ((node = list_take(&taken))) {
         struct control_job *job = LIST_ENTRY(node, struct control_job, link);
+        control->jobs_nr--;
         job->done(job);
     }
     return true;
+}
+
+bool control_stuck(const struct control *control)
+{
+    uint64_t busy_ns = atomic_load_explicit(&control->busy_ns, memory_order_relaxed);
+    return busy_ns != 0 && clock_now_ns() - busy_ns >= STUCK_NS;
 }

@@ -66,6 +66,8 @@ struct control {
     struct list_node finished;
     _Atomic bool any_finished; /* so that the loop takes the mutex only when there is something */
     bool stopping;
+    uint32_t jobs_nr;         /* the loop's: posted, and not handed out as finished */
+    _Atomic uint64_t busy_ns; /* since when the thread runs a job or tends the device; 0: it does not */
     struct token_rate import_rate;
     struct token_debts debts; /* of clients that have gone */
     struct error lost;        /* the control thread's until is_lost */
@@ -92,5 +94,7 @@ void control_post(struct control *control, struct control_job *job);
 const struct error *control_lost(const struct control *control);
 /* Calls `done` of every finished job. Returns true if there was one. */
 bool control_take(struct control *control);
+/* What the thread is at takes so long that the driver will not come back from it. */
+bool control_stuck(const struct control *control);
 
 #endif

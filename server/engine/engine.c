@@ -174,6 +174,11 @@ void engine_drain(struct engine *engine)
     }
 }
 
+uint32_t engine_jobs(const struct engine *engine)
+{
+    return engine->control.jobs_nr;
+}
+
 uint32_t engine_calls(const struct engine *engine)
 {
     uint32_t calls_nr = 0;
@@ -190,7 +195,7 @@ bool engine_idle(const struct engine *engine)
 
 bool engine_stuck(struct engine *engine)
 {
-    bool stuck = false;
+    bool stuck = control_stuck(&engine->control);
     for (uint32_t i = 0; i < engine->workers_nr; i++) {
         stuck |= worker_stuck(&engine->workers[i]);
     }

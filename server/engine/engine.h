@@ -73,13 +73,17 @@ void engine_retry(struct engine *engine);
 /* Hands out what the control thread and the workers have finished. Returns true if there was something. */
 bool engine_take(struct engine *engine);
 
+/* Jobs at the control thread. */
+uint32_t engine_jobs(const struct engine *engine);
+
 /* Calls at the workers. */
 uint32_t engine_calls(const struct engine *engine);
 
 /* True if nothing is left: no buffer, no event, no stream. */
 bool engine_idle(const struct engine *engine);
 
-/* True if a worker has made no round between this question and the last though it has calls. */
+/* True if a worker has made no round between this question and the last though it has calls, or the control thread has
+ * been at one job for ten seconds. */
 bool engine_stuck(struct engine *engine);
 
 /* Calls in flight from rings. */

@@ -51,7 +51,7 @@ struct service {
     void *owner;
     bool had_packets; /* a client sent something: set here, cleared by who asks */
     bool draining;
-    bool stuck; /* a worker makes no progress: not ready */
+    bool stuck; /* a worker or a control thread makes no progress: not ready */
 
     struct conn_reader *reader;
     struct wire_decoder *decoder;

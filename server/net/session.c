@@ -137,7 +137,7 @@ static void on_health(struct session *session, struct wire_message *message, str
 {
     struct service *service = session->service;
     const char *reason = service->draining ? "draining: calls in flight finish, new ones are refused"
-                         : service->stuck  ? "a worker has calls but makes no progress"
+                         : service->stuck  ? "a device makes no progress with calls or registrations"
                                            : "";
     (void)packet;
     size_t size = wire_encode_health(service->packet, message->request_id, true, !*reason, reason);

@@ -182,7 +182,8 @@ static void check_progress(struct daemon *daemon)
 /* Of calls that come through rings the loop does not hear. */
 static bool is_worth_watching(const struct daemon *daemon)
 {
-    return service_calls_at_workers(&daemon->service) > 0 || service_has_rings(&daemon->service);
+    return service_calls_at_workers(&daemon->service) > 0 || service_has_rings(&daemon->service) ||
+           devices_jobs(&daemon->devices) > 0;
 }
 
 static void on_turn(void *owner)
@@ -195,14 +196,15 @@ static void on_turn(void *owner)
     }
 }
 
-/* Runs while there are calls, or always with a watchdog: systemd hears from us only while the workers move. */
+/* Runs while there is something to do, or always with a watchdog: systemd hears from us only while the workers and the
+ * control threads move. */
 static void on_progress(uv_timer_t *timer)
 {
     struct daemon *daemon = timer->data;
     bool stuck = devices_stuck(&daemon->devices);
     if (stuck && !daemon->service.stuck) {
-        log_error("stuck", "calls=%u for_ms=%lu", service_calls_at_workers(&daemon->service),
-                  (unsigned long)daemon->progress_ms);
+        log_error("stuck", "calls=%u control_jobs=%u for_ms=%lu", service_calls_at_workers(&daemon->service),
+                  devices_jobs(&daemon->devices), (unsigned long)daemon->progress_ms);
     }
     daemon->service.stuck = stuck;
     if (daemon->watchdog && !stuck) {

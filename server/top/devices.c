@@ -204,3 +204,12 @@ bool devices_stuck(struct devices *devices)
     }
     return stuck;
 }
+
+uint32_t devices_jobs(const struct devices *devices)
+{
+    uint32_t jobs_nr = 0;
+    for (uint32_t i = 0; i < devices->nr; i++) {
+        jobs_nr += engine_jobs(&devices->engines[i]);
+    }
+    return jobs_nr;
+}

@@ -39,8 +39,10 @@ void devices_give_up(struct devices *devices);
 
 /* True if nothing is left on them: no buffer, no event, no stream. */
 bool devices_idle(const struct devices *devices);
-/* True if a worker has made no round between this question and the last though it has calls. */
+/* engine_stuck of one of them. */
 bool devices_stuck(struct devices *devices);
+/* Jobs at their control threads. */
+uint32_t devices_jobs(const struct devices *devices);
 
 /* How threads wait, in the words of worker.h. */
 enum worker_poll devices_poll(const struct config *config);

@@ -103,6 +103,18 @@ static void wait_for_jobs(uint32_t nr)
     assert_int_equal(done_nr, nr);
 }
 
+/* Behind the gate. */
+static void wait_until_it_runs(const struct control_lane *lane)
+{
+    bool running = false;
+    while (!running || control.busy_ns == 0) {
+        sched_yield();
+        pthread_mutex_lock(&control.mutex);
+        running = lane->running;
+        pthread_mutex_unlock(&control.mutex);
+    }
+}
+
 static void start(uint32_t rate, bool open)
 {
     static struct device *const device = (struct device *)(void *)&bell; /* not NULL */
@@ -138,14 +150,7 @@ static void test_control_one_job_of_a_busy_client_goes_before(void **state)
     for (int i = 0; i < 5; i++) {
         post(0, 'a', true);
     }
-    while (true) { /* until the first one runs, behind the gate */
-        pthread_mutex_lock(&control.mutex);
-        bool running = lanes[0].running;
-        pthread_mutex_unlock(&control.mutex);
-        if (running) {
-            break;
-        }
-    }
+    wait_until_it_runs(&lanes[0]);
     post(1, 'b', true);
     gate_open = true;
     wait_for_jobs(6);
@@ -331,6 +336,28 @@ static void test_control_tells_of_a_lost_device_without_jobs(void **state)
     stop();
 }
 
+static bool is_stuck_after(uint64_t ms)
+{
+    now_ns += ms * MS;
+    return control_stuck(&control);
+}
+
+static void test_control_that_does_not_come_back_is_stuck(void **state)
+{
+    (void)state;
+    start(0, false);
+    post(0, 'a', false);
+    wait_until_it_runs(&lanes[0]);
+    assert_int_equal(control.jobs_nr, 1);
+    assert_false(is_stuck_after(9999));
+    assert_true(is_stuck_after(1));
+    gate_open = true;
+    wait_for_jobs(1);
+    assert_int_equal(control.jobs_nr, 0);
+    stop();
+    assert_false(is_stuck_after(20000)); /* it has nothing to do */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -344,6 +371,7 @@ int main(void)
         cmocka_unit_test(test_control_new_rate_holds_at_once),
         cmocka_unit_test(test_control_stop_runs_what_is_held_back),
         cmocka_unit_test(test_control_tells_of_a_lost_device_without_jobs),
+        cmocka_unit_test(test_control_that_does_not_come_back_is_stuck),
     };
     alarm(50);
     return cmocka_run_group_tests(tests, NULL, NULL);
