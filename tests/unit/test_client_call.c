@@ -15,39 +15,17 @@
 #include <cmocka.h>
 
 #include "client.h"
-#include "test_client_fake.h"
-
-struct fixture {
-    struct fake *fake;
-    struct mlacat_client *client;
-    struct mlacat_stream *stream;
-    struct mlacat_buffer *buffer;
-    struct mlacat_call call;
-};
+#include "test_client_scene.h"
 
 static int setup(void **state)
 {
-    static struct fixture f;
-    f.fake = fake_start();
-    f.client = fake_client(f.fake, MLACAT_DISPATCH_THREAD, 1000);
-    assert_int_equal(mlacat_stream_open(f.client, NULL, &f.stream), MLACAT_OK);
-    assert_int_equal(mlacat_buffer_alloc(f.client, NULL, 4096, &f.buffer), MLACAT_OK);
-    f.call = fake_call(f.buffer);
-    *state = &f;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct fixture *f = *state;
-    mlacat_disconnect(f->client);
-    fake_stop(f->fake);
+    *state = scene_open((struct fake_mode){0}, MLACAT_DISPATCH_THREAD, 1000);
     return 0;
 }
 
 static void test_client_connect_tells_what_the_daemon_said(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_server_info info = {.size = sizeof(info)};
     assert_int_equal(mlacat_server_info(f->client, &info), MLACAT_OK);
     assert_string_equal(info.version, "fake 1");
@@ -81,7 +59,7 @@ static int count_event_fds(void)
 /* The fake passes an eventfd for the pidfd of a real daemon. */
 static void test_client_connect_gives_the_pidfd_back(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     int before = count_event_fds();
     assert_true(before > 0);
     struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_THREAD, 0);
@@ -92,7 +70,7 @@ static void test_client_connect_gives_the_pidfd_back(void **state)
 
 static void test_client_connect_refuses_what_cannot_work(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_connect_options options = {.size = sizeof(options), .socket = "/nowhere/at/all"};
     struct mlacat_client *client;
     assert_int_equal(mlacat_connect(&options, &client), MLACAT_UNAVAILABLE);
@@ -131,7 +109,7 @@ static void test_client_connect_refuses_a_runtime_folder_too_long(void **state)
 
 static void test_client_structs_of_other_versions(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct {
         struct mlacat_connect_options options;
         uint64_t later;
@@ -157,7 +135,7 @@ static void test_client_structs_of_other_versions(void **state)
 /* Before anything happens: a call that has run could not give its result any more. */
 static void test_client_refuses_results_that_it_cannot_write(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = 4};
     assert_int_equal(mlacat_run(f->stream, &f->call, &result), MLACAT_INVALID_ARGUMENT);
     assert_int_equal(f->stream->taken, 0);
@@ -175,7 +153,7 @@ static void test_client_refuses_results_that_it_cannot_write(void **state)
 
 static void test_client_results_tell_why_nothing_ended(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result), .ended = 1};
     struct mlacat_call call = f->call;
     call.operand[2].buffer = NULL;
@@ -195,7 +173,7 @@ static void test_client_results_tell_why_nothing_ended(void **state)
 /* What could not be said to the daemon is no error of the thread: these have no status. */
 static void test_client_release_keeps_the_last_error(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *second;
     assert_int_equal(mlacat_stream_open(f->client, NULL, &second), MLACAT_OK);
     for (int i = 0; i < 3; i++) {
@@ -215,7 +193,7 @@ static void test_client_release_keeps_the_last_error(void **state)
 
 static void test_client_run_returns_the_result(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     assert_int_equal(mlacat_run(f->stream, &f->call, &result), MLACAT_OK);
     assert_int_equal(result.ended, 1);
@@ -234,7 +212,7 @@ static void test_client_run_returns_the_result(void **state)
 
 static void test_client_submit_refuses_what_only_it_can_see(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_THREAD, 0);
     struct mlacat_buffer *foreign;
     uint64_t id;
@@ -254,7 +232,7 @@ static void test_client_submit_refuses_what_only_it_can_see(void **state)
 
 static void test_client_wait_takes_a_call_once(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     uint64_t id;
     fake_set(f->fake, (struct fake_mode){.hold = true});
@@ -280,7 +258,7 @@ static void test_client_wait_takes_a_call_once(void **state)
 
 static void test_client_wait_takes_completions_in_any_order(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t ids[16];
     fake_set(f->fake, (struct fake_mode){.hold = true});
     for (int i = 0; i < 16; i++) {
@@ -299,7 +277,7 @@ static void test_client_wait_takes_completions_in_any_order(void **state)
 
 static void test_client_submit_batch_takes_what_it_can(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_call calls[20];
     uint64_t ids[20];
     size_t submitted;
@@ -333,7 +311,7 @@ static void test_client_submit_into_a_full_socket_makes_progress(void **state)
 {
     enum { CALLS = 4000 };
     static uint64_t ids[CALLS];
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *stream;
     fake_set(f->fake, (struct fake_mode){.stream_calls = CALLS});
     assert_int_equal(mlacat_stream_open(f->client, NULL, &stream), MLACAT_OK);
@@ -349,7 +327,7 @@ static void test_client_submit_into_a_full_socket_makes_progress(void **state)
 
 static void *run_many(void *user)
 {
-    struct fixture *f = user;
+    struct scene *f = user;
     struct mlacat_stream *stream;
     if (mlacat_stream_open(f->client, NULL, &stream) != MLACAT_OK) {
         return NULL;
@@ -372,7 +350,7 @@ static void *run_many(void *user)
 
 static void test_client_threads_share_a_connection(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pthread_t threads[6];
     for (int i = 0; i < 6; i++) {
         assert_int_equal(pthread_create(&threads[i], NULL, run_many, f), 0);
@@ -387,7 +365,7 @@ static void test_client_threads_share_a_connection(void **state)
 }
 
 struct waiting {
-    struct fixture *f;
+    struct scene *f;
     uint64_t id;
     pthread_t thread;
     enum mlacat_status status;
@@ -419,7 +397,7 @@ static void await_waiters(struct mlacat_client *client, unsigned parked)
 /* The one that reads gets its own call first and leaves: another must go on reading. */
 static void test_client_wait_hands_the_reading_over(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct waiting waiting[4];
     fake_set(f->fake, (struct fake_mode){.hold = true});
     for (unsigned i = 0; i < 4; i++) {
@@ -438,7 +416,7 @@ static void test_client_wait_hands_the_reading_over(void **state)
 
 static void test_client_requests_reach_the_daemon(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
     fake_set(f->fake, (struct fake_mode){.hold = true});
     assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_OK);
@@ -463,7 +441,7 @@ static void test_client_requests_reach_the_daemon(void **state)
 
 static void test_client_buffer_is_sealed_shared_memory(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     char *data = mlacat_buffer_data(f->buffer);
     assert_int_equal(mlacat_buffer_bytes(f->buffer), 4096);
     assert_int_equal(data[0] | data[4095], 0);
@@ -480,7 +458,7 @@ static void test_client_buffer_is_sealed_shared_memory(void **state)
 
 static void test_client_buffer_refuses_what_cannot_be(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *buffer;
     assert_int_equal(mlacat_buffer_alloc(f->client, NULL, 0, &buffer), MLACAT_INVALID_ARGUMENT);
     assert_int_equal(mlacat_buffer_alloc(f->client, NULL, SIZE_MAX, &buffer), MLACAT_INVALID_ARGUMENT);
@@ -496,7 +474,7 @@ static void test_client_buffer_refuses_what_cannot_be(void **state)
 
 static void test_client_buffer_keeps_a_duplicate_of_the_callers_fd(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *buffer;
     int fd = memfd_create("test", MFD_ALLOW_SEALING);
     assert_int_equal(ftruncate(fd, 4096), 0);
@@ -511,7 +489,7 @@ static void test_client_buffer_keeps_a_duplicate_of_the_callers_fd(void **state)
 /* Descriptors that nobody asked for must not pile up, and an unknown reply must not disturb. */
 static void test_client_drops_what_it_did_not_ask_for(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     static const uint8_t answer_of_nothing[] = {0x08, 0x7f, 0x8a, 0x02, 0x00};
     assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK); /* the fake has closed what it got so far */
     int before = dup(STDERR_FILENO);                                    /* the lowest free number */
@@ -527,7 +505,7 @@ static void test_client_drops_what_it_did_not_ask_for(void **state)
 
 static void test_client_stream_close_waits_for_its_calls(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
     assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_OK);
     mlacat_stream_close(f->stream);
@@ -539,7 +517,7 @@ static void test_client_stream_close_waits_for_its_calls(void **state)
 
 int main(void)
 {
-#define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define CASE(name) cmocka_unit_test_setup_teardown(name, setup, scene_close)
     const struct CMUnitTest tests[] = {
         CASE(test_client_connect_tells_what_the_daemon_said),
         CASE(test_client_connect_gives_the_pidfd_back),

@@ -12,7 +12,7 @@
 
 #include <cuda_driver.h> /* the client's; beside this file is one of the daemon's tests */
 
-#include "test_client_fake.h"
+#include "test_client_scene.h"
 
 #define DEVICE_NAME "GPU-abababab-abab-abab-abab-abababababab"
 #define MODE_GLOBAL 0
@@ -73,31 +73,17 @@ enum mlacat_status __wrap_cuda_driver(const struct cuda_driver **driver)
 
 /* ------------------------------------------------------------------------------------------------------ the client */
 
-struct fixture {
-    struct fake *fake;
-    struct mlacat_client *client;
-    struct mlacat_stream *stream;
-    struct mlacat_buffer *buffer;
-};
-
 static int setup(void **state)
 {
-    static struct fixture f;
     memset(&gpu, 0, sizeof(gpu));
     gpu.mode = MODE_GLOBAL;
-    f.fake = fake_start();
-    f.client = fake_client(f.fake, MLACAT_DISPATCH_CALLER, 2000);
-    assert_int_equal(mlacat_stream_open(f.client, NULL, &f.stream), MLACAT_OK);
-    assert_int_equal(mlacat_buffer_alloc(f.client, NULL, 4096, &f.buffer), MLACAT_OK);
-    *state = &f;
+    *state = scene_open((struct fake_mode){0}, MLACAT_DISPATCH_CALLER, 2000);
     return 0;
 }
 
 static int teardown(void **state)
 {
-    struct fixture *f = *state;
-    mlacat_disconnect(f->client);
-    fake_stop(f->fake);
+    scene_close(state);
     assert_int_equal(gpu.unrelaxed, 0);
     assert_int_equal(gpu.mode, MODE_GLOBAL);
     return 0;
@@ -111,7 +97,7 @@ static struct mlacat_event *must_register(struct mlacat_client *client)
     return event;
 }
 
-static void expect_refused(struct fixture *f, enum mlacat_status code, const char *words)
+static void expect_refused(struct scene *f, enum mlacat_status code, const char *words)
 {
     struct mlacat_event *event = (void *)f;
     assert_int_equal(mlacat_event_register(f->client, &some_cu_event, &event), code);
@@ -121,7 +107,7 @@ static void expect_refused(struct fixture *f, enum mlacat_status code, const cha
     }
 }
 
-static void run_waiting(struct fixture *f, struct mlacat_event *event)
+static void run_waiting(struct scene *f, struct mlacat_event *event)
 {
     struct mlacat_call call = fake_call(f->buffer);
     call.wait = event;
@@ -133,7 +119,7 @@ static void run_waiting(struct fixture *f, struct mlacat_event *event)
 
 static void test_client_event_goes_with_the_call(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint8_t handle[64];
     struct mlacat_event *event = must_register(f->client);
     memset(handle, 0x77, sizeof(handle));
@@ -155,7 +141,7 @@ static void test_client_event_goes_with_the_call(void **state)
 /* A program that was built before there were events. */
 static void test_client_event_is_none_in_an_older_struct(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_call call = fake_call(f->buffer);
     call.size = offsetof(struct mlacat_call, wait);
     call.wait = (void *)f;
@@ -165,7 +151,7 @@ static void test_client_event_is_none_in_an_older_struct(void **state)
 
 static void test_client_event_is_refused_with_its_cause(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_event *event;
     assert_int_equal(mlacat_event_register(f->client, NULL, &event), MLACAT_INVALID_ARGUMENT);
     assert_int_equal(mlacat_event_register(f->client, &some_cu_event, NULL), MLACAT_INVALID_ARGUMENT);
@@ -182,7 +168,7 @@ static void test_client_event_is_refused_with_its_cause(void **state)
 
 static void test_client_event_of_another_client_is_refused(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_CALLER, 2000);
     struct mlacat_call call = fake_call(f->buffer);
     call.wait = must_register(other);
@@ -194,7 +180,7 @@ static void test_client_event_of_another_client_is_refused(void **state)
 
 static void test_client_event_is_refused_on_a_ring(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *stream;
     struct mlacat_buffer *buffer;
     fake_set(f->fake, (struct fake_mode){.rings = true});
@@ -211,7 +197,7 @@ static void test_client_event_is_refused_on_a_ring(void **state)
 
 static void test_client_event_is_registered_again(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_event *event = must_register(f->client);
     struct mlacat_event *released = must_register(f->client);
     mlacat_event_release(released);
@@ -224,7 +210,7 @@ static void test_client_event_is_registered_again(void **state)
     run_waiting(f, event);
 }
 
-static void reconnect_in(struct fixture *f, struct fake_mode mode)
+static void reconnect_in(struct scene *f, struct fake_mode mode)
 {
     fake_set(f->fake, mode);
     fake_sync(f->fake);
@@ -236,7 +222,7 @@ static void reconnect_in(struct fixture *f, struct fake_mode mode)
     }
 }
 
-static void expect_broken(struct fixture *f, struct mlacat_event *event, const char *words)
+static void expect_broken(struct scene *f, struct mlacat_event *event, const char *words)
 {
     struct mlacat_call call = fake_call(f->buffer);
     call.wait = event;
@@ -248,7 +234,7 @@ static void expect_broken(struct fixture *f, struct mlacat_event *event, const c
 
 static void test_client_event_that_is_not_restored_is_broken(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_event *event = must_register(f->client);
     reconnect_in(f, (struct fake_mode){.refuse_event = true, .code = MLACAT_NOT_FOUND, .text = "no such GPU"});
     fake_set(f->fake, (struct fake_mode){0});
@@ -260,7 +246,7 @@ static void test_client_event_that_is_not_restored_is_broken(void **state)
 
 static void test_client_event_is_never_sent_to_an_older_daemon(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_event *event = must_register(f->client);
     reconnect_in(f, (struct fake_mode){.old = true});
     expect_broken(f, event, "knows no events");
@@ -271,7 +257,7 @@ static void test_client_event_is_never_sent_to_an_older_daemon(void **state)
 
 static void test_client_event_is_left_alone_by_a_forked_child(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_event *event = must_register(f->client);
     pid_t child = fork();
     if (child == 0) {

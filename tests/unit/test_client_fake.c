@@ -529,7 +529,7 @@ struct mlacat_call fake_call(struct mlacat_buffer *buffer)
 {
     struct mlacat_call call = {.size = sizeof(call), .op = MLACAT_OP_CONCAT_MLA_K, .dtype = MLACAT_DTYPE_BF16};
     for (int i = 0; i < 3; i++) {
-        call.operand[i] = mlacat_tensor_contiguous(buffer, 64u * (unsigned)i, 1, 2, 3);
+        call.operand[i] = mlacat_tensor_contiguous(buffer, 64u * (unsigned)i, 1, i == 2 ? 1 : 2, i == 0 ? 6 : 3);
     }
     return call;
 }

@@ -99,7 +99,7 @@ void fake_exit(struct fake *fake);
 
 /* A client of it. */
 struct mlacat_client *fake_client(struct fake *fake, enum mlacat_dispatch dispatch, uint32_t reconnect_timeout_ms);
-/* A call of op concat_mla_k over one buffer, big enough for no real kernel. */
+/* A call of op concat_mla_k over one buffer: [1,2,3] and [1,1,3] -> [1,2,6]. */
 struct mlacat_call fake_call(struct mlacat_buffer *buffer);
 
 #endif

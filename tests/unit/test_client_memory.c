@@ -1,14 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* GPU memory that is freed while it is registered, over a driver and a daemon of the test. */
-#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,244 +14,15 @@
 #include <cuda_driver.h> /* the client's; beside this file is one of the daemon's tests */
 
 #include "client.h"
-#include "test_client_fake.h"
+#include "test_client_watched.h"
 #include "timing.h"
 
-/* ------------------------------------------------------------------------------------------------------ the driver */
-
-#define PIECES 400
-#define PIECE_BYTES ((size_t)2 << 20)
-#define BASE UINT64_C(0x7f0000000000)
-#define AT(piece) ((void *)(uintptr_t)(BASE + (piece)*PIECE_BYTES))
-#define MODE_GLOBAL 0
-
-/* Chunks of GPU memory side by side, each an allocation of its own. */
-static struct {
-    _Atomic uint64_t id[PIECES]; /* BUFFER_ID; 0: nothing is there */
-    _Atomic int result;          /* of every question; not 0: it fails */
-    _Atomic unsigned asked;      /* about BUFFER_ID */
-    _Atomic unsigned unrelaxed;  /* asked in a thread whose capture mode was not relaxed */
-    _Atomic bool legacy;         /* cudaMalloc, not cuMemCreate */
-    _Atomic bool exhausted;      /* no thread can be made */
-    pthread_mutex_t gate;        /* who holds it stops questions of other threads than the test's */
-    pthread_t test;
-} gpu = {.gate = PTHREAD_MUTEX_INITIALIZER};
-
-static _Thread_local int capture_mode = MODE_GLOBAL;
-
-static int exchange_mode(int *mode)
-{
-    int before = capture_mode;
-    capture_mode = *mode;
-    *mode = before;
-    return 0;
-}
-
-static int get_attribute(void *value, int attribute, unsigned long long address)
-{
-    static const unsigned long long context = 0xc0;
-    unsigned long long number = 0;
-    uint64_t id = gpu.id[(address - BASE) / PIECE_BYTES];
-    gpu.unrelaxed += capture_mode != CUDA_CAPTURE_RELAXED;
-    if (attribute == CUDA_POINTER_BUFFER_ID) {
-        if (!pthread_equal(pthread_self(), gpu.test)) {
-            pthread_mutex_lock(&gpu.gate);
-            pthread_mutex_unlock(&gpu.gate);
-        }
-        gpu.asked++;
-    }
-    if (gpu.result != 0 || id == 0) {
-        return gpu.result != 0 ? gpu.result : CUDA_RESULT_INVALID_VALUE;
-    }
-    switch (attribute) {
-    case CUDA_POINTER_BUFFER_ID:
-        memcpy(value, &id, sizeof(id));
-        return 0;
-    case CUDA_POINTER_CONTEXT:
-        memcpy(value, &context, sizeof(context));
-        return 0;
-    case CUDA_POINTER_MEMPOOL:
-        memcpy(value, &number, sizeof(number));
-        return 0;
-    case CUDA_POINTER_MEMORY_TYPE:
-        number = CUDA_MEMORY_DEVICE;
-        break;
-    case CUDA_POINTER_MAPPED:
-        number = 1;
-        break;
-    case CUDA_POINTER_IS_LEGACY_IPC:
-        number = gpu.legacy;
-        break;
-    default:
-        break;
-    }
-    *(unsigned *)value = (unsigned)number;
-    return 0;
-}
-
-static int get_range(unsigned long long *base, size_t *bytes, unsigned long long address)
-{
-    *base = address - (address - BASE) % PIECE_BYTES;
-    *bytes = PIECE_BYTES;
-    return 0;
-}
-
-static int get_handle(void *handle, unsigned long long address)
-{
-    memset(handle, 7, 64);
-    memcpy(handle, &address, sizeof(address));
-    return 0;
-}
-
-static int retain(unsigned long long *allocation, void *address)
-{
-    *allocation = (uintptr_t)address;
-    return 0;
-}
-
-static int export_chunk(void *handle, unsigned long long allocation, int type, unsigned long long flags)
-{
-    (void)allocation;
-    (void)flags;
-    assert_int_equal(type, CUDA_HANDLE_POSIX_FD);
-    *(int *)handle = memfd_create("chunk", MFD_CLOEXEC);
-    return 0;
-}
-
-static int release(unsigned long long allocation)
-{
-    (void)allocation;
-    return 0;
-}
-
-static int get_device(int *device, int ordinal)
-{
-    *device = ordinal;
-    return 0;
-}
-
-static int get_uuid(unsigned char uuid[16], int device)
-{
-    memset(uuid, 0xab + device, 16);
-    return 0;
-}
-
-static int push(void *context)
-{
-    (void)context;
-    return 0;
-}
-
-static int pop(void **context)
-{
-    (void)context;
-    return 0;
-}
-
-enum mlacat_status __wrap_cuda_driver(const struct cuda_driver **driver);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *user);
-int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *user);
-
-enum mlacat_status __wrap_cuda_driver(const struct cuda_driver **driver)
-{
-    static const struct cuda_driver table = {
-        .cuPointerGetAttribute = get_attribute,
-        .cuMemGetAddressRange = get_range,
-        .cuIpcGetMemHandle = get_handle,
-        .cuMemRetainAllocationHandle = retain,
-        .cuMemExportToShareableHandle = export_chunk,
-        .cuMemRelease = release,
-        .cuDeviceGet = get_device,
-        .cuDeviceGetUuid = get_uuid,
-        .cuCtxPushCurrent = push,
-        .cuCtxPopCurrent = pop,
-        .cuThreadExchangeStreamCaptureMode = exchange_mode,
-    };
-    *driver = &table;
-    return MLACAT_OK;
-}
-
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *user)
-{
-    return gpu.exhausted ? EAGAIN : __real_pthread_create(thread, attributes, run, user);
-}
-
-/* ------------------------------------------------------------------------------------------------------ the client */
-
-#define DEVICE "GPU-abababab-abab-abab-abab-abababababab"
 /* The promise is 300 ms; a busy machine gets room. */
 #define FOUND_MS 2000
 
-struct fixture {
-    struct fake *fake;
-    struct mlacat_client *client;
-    struct mlacat_stream *stream;
-    struct mlacat_buffer *host;
-};
-
-static int setup(void **state)
-{
-    static struct fixture f;
-    for (unsigned i = 0; i < PIECES; i++) {
-        gpu.id[i] = i + 1;
-    }
-    gpu.result = 0;
-    gpu.asked = gpu.unrelaxed = 0;
-    gpu.legacy = true;
-    gpu.exhausted = false;
-    gpu.test = pthread_self();
-    f.fake = fake_start();
-    f.client = fake_client(f.fake, MLACAT_DISPATCH_CALLER, 300);
-    memcpy(f.client->server.devices[0].uuid, DEVICE, sizeof(DEVICE));
-    assert_int_equal(mlacat_stream_open(f.client, NULL, &f.stream), MLACAT_OK);
-    assert_int_equal(mlacat_buffer_alloc(f.client, NULL, 4096, &f.host), MLACAT_OK);
-    *state = &f;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct fixture *f = *state;
-    mlacat_disconnect(f->client);
-    fake_stop(f->fake);
-    assert_int_equal(gpu.unrelaxed, 0);
-    assert_int_equal(capture_mode, MODE_GLOBAL);
-    return 0;
-}
-
-static struct mlacat_buffer *register_at(struct fixture *f, void *at, size_t bytes)
-{
-    struct mlacat_buffer *buffer;
-    assert_int_equal(mlacat_buffer_register_ptr(f->client, at, bytes, &buffer), MLACAT_OK);
-    return buffer;
-}
-
-/* The memory is freed, and other memory is there at once. */
-static void reuse(unsigned piece)
-{
-    static uint64_t last = 100000;
-    gpu.id[piece] = ++last;
-}
-
-static void expect_usable(struct fixture *f, struct mlacat_buffer *buffer)
-{
-    struct mlacat_call call = fake_call(buffer);
-    assert_int_equal(mlacat_run(f->stream, &call, NULL), MLACAT_OK);
-}
-
-static void expect_broken(struct fixture *f, struct mlacat_buffer *buffer)
-{
-    struct mlacat_call call = fake_call(buffer);
-    unsigned calls = fake_seen(f->fake).calls;
-    assert_int_equal(mlacat_run(f->stream, &call, NULL), MLACAT_FAILED_PRECONDITION);
-    assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_BUFFER);
-    assert_non_null(strstr(mlacat_error_message(), "was freed since it was registered: release this buffer and"));
-    assert_int_equal(fake_seen(f->fake).calls, calls);
-}
-
 static void test_client_memory_freed_is_unregistered_soon(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *freed = register_at(f, AT(1), 4096);
     struct mlacat_buffer *kept = register_at(f, AT(2), 4096);
     expect_usable(f, freed);
@@ -272,7 +40,7 @@ static void test_client_memory_freed_is_unregistered_soon(void **state)
 
 static void test_client_memory_freed_and_not_used_again_is_found_too(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *buffer = register_at(f, AT(3), 4096);
     gpu.id[3] = 0;
     fake_await_unregisters(f->fake, 1);
@@ -281,7 +49,7 @@ static void test_client_memory_freed_and_not_used_again_is_found_too(void **stat
 
 static void test_client_memory_freed_is_found_by_the_call_of_a_ring(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *stream;
     struct mlacat_buffer *freed;
     uint64_t id;
@@ -306,7 +74,7 @@ static void test_client_memory_freed_is_found_by_the_call_of_a_ring(void **state
 /* The thread cannot have found it: it hangs in the driver. */
 static void test_client_memory_freed_is_found_by_the_call(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *freed = register_at(f, AT(1), 4096);
     struct mlacat_buffer *kept = register_at(f, AT(2), 4096);
     struct mlacat_call calls[2] = {fake_call(kept), fake_call(kept)};
@@ -329,7 +97,7 @@ static void test_client_memory_freed_is_found_by_the_call(void **state)
 
 static void test_client_memory_each_chunk_is_watched(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     gpu.legacy = false;
     for (unsigned chunk = 0; chunk < 3; chunk++) {
         struct mlacat_buffer *buffer = register_at(f, (char *)AT(10) + 4096, 3 * PIECE_BYTES - 8192);
@@ -349,7 +117,7 @@ static void test_client_memory_each_chunk_is_watched(void **state)
 
 static void test_client_memory_many_buffers_are_watched(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *buffers[PIECES];
     for (unsigned i = 0; i < PIECES; i++) {
         buffers[i] = register_at(f, AT(i), 4096);
@@ -367,7 +135,7 @@ static void test_client_memory_many_buffers_are_watched(void **state)
 /* The daemon of the restart must not get the memory that is at the address now. */
 static void test_client_memory_freed_is_not_registered_again(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *freed = register_at(f, AT(1), 4096);
     struct mlacat_buffer *kept = register_at(f, AT(2), 4096);
     pthread_mutex_lock(&gpu.gate);
@@ -386,7 +154,7 @@ static void test_client_memory_freed_is_not_registered_again(void **state)
 
 static void test_client_memory_refused_after_a_restart_is_told_as_that(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *buffer = register_at(f, AT(1), 4096);
     struct mlacat_call call = fake_call(buffer);
     fake_set(f->fake, (struct fake_mode){.refuse_register = true, .code = MLACAT_INVALID_ARGUMENT, .text = "no, no"});
@@ -399,7 +167,7 @@ static void test_client_memory_refused_after_a_restart_is_told_as_that(void **st
 
 static void test_client_memory_unknown_breaks_nothing(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *buffer = register_at(f, AT(1), 4096);
     struct mlacat_call call = fake_call(buffer);
     uint64_t id;
@@ -417,9 +185,9 @@ static void test_client_memory_unknown_breaks_nothing(void **state)
 
 static void test_client_memory_no_gpu_memory_no_thread(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *buffer;
-    expect_usable(f, f->host);
+    expect_usable(f, f->buffer);
     assert_false(f->client->watch_started);
     assert_int_equal(gpu.asked, 0);
     gpu.exhausted = true;
@@ -431,15 +199,9 @@ static void test_client_memory_no_gpu_memory_no_thread(void **state)
 /* The last buffer is gone: the thread sleeps until there is one again. */
 static void test_client_memory_thread_sleeps_without_buffers(void **state)
 {
-    struct fixture *f = *state;
-    bool idle = false;
+    struct scene *f = *state;
     mlacat_buffer_release(register_at(f, AT(1), 4096));
-    while (!idle) {
-        pthread_mutex_lock(&f->client->lock);
-        idle = f->client->watch_idle;
-        pthread_mutex_unlock(&f->client->lock);
-        sched_yield();
-    }
+    await_idle(f);
     register_at(f, AT(2), 4096);
     reuse(2);
     fake_await_unregisters(f->fake, 2);
@@ -448,7 +210,7 @@ static void test_client_memory_thread_sleeps_without_buffers(void **state)
 /* The thread waits for an answer that does not come, and ends all the same. */
 static void test_client_memory_disconnect_ends_the_thread(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     register_at(f, AT(1), 4096);
     fake_set(f->fake, (struct fake_mode){.ignore = true});
     fake_sync(f->fake);
@@ -460,7 +222,7 @@ static void test_client_memory_disconnect_ends_the_thread(void **state)
 
 static void test_client_memory_forked_child_leaves_it_alone(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *buffer = register_at(f, AT(1), 4096);
     struct mlacat_call call = fake_call(buffer);
     int status;
@@ -481,7 +243,7 @@ static void test_client_memory_forked_child_leaves_it_alone(void **state)
 
 int main(void)
 {
-#define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define CASE(name) cmocka_unit_test_setup_teardown(name, watched_setup, watched_teardown)
     const struct CMUnitTest tests[] = {
         CASE(test_client_memory_freed_is_unregistered_soon),
         CASE(test_client_memory_freed_and_not_used_again_is_found_too),

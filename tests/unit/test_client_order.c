@@ -15,45 +15,19 @@
 #include "client.h"
 #include "client_driver.h"
 #include "stream_order.h"
-#include "test_client_fake.h"
-#include "test_client_rings.h"
+#include "test_client_scene.h"
 #include "timing.h"
 
-struct fixture {
-    struct fake *fake;
-    struct rings *rings;
-    struct mlacat_client *client;
-    struct mlacat_stream *stream;
-    struct mlacat_buffer *buffer;
-    struct mlacat_call call;
-    void *cuda; /* a CUDA stream */
-    void *other;
-};
+/* CUDA streams. */
+static void *cuda;
+static void *other;
 
 static int setup(void **state)
 {
-    static struct fixture f;
     client_driver_reset();
-    f.fake = fake_start();
-    fake_set(f.fake, (struct fake_mode){.rings = true, .cuda = true});
-    f.client = fake_client(f.fake, MLACAT_DISPATCH_THREAD, 300);
-    assert_int_equal(mlacat_stream_open(f.client, "GPU-1", &f.stream), MLACAT_OK);
-    assert_int_equal(mlacat_buffer_alloc(f.client, "host", 4096, &f.buffer), MLACAT_OK);
-    f.rings = fake_rings(f.fake);
-    f.call = fake_call(f.buffer);
-    f.call.operand[0] = mlacat_tensor_contiguous(f.buffer, 0, 1, 2, 6);
-    f.call.operand[2] = mlacat_tensor_contiguous(f.buffer, 128, 1, 1, 3);
-    f.cuda = client_driver_stream(0);
-    f.other = client_driver_stream(1);
-    *state = &f;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct fixture *f = *state;
-    mlacat_disconnect(f->client);
-    fake_stop(f->fake);
+    cuda = client_driver_stream(0);
+    other = client_driver_stream(1);
+    *state = scene_open((struct fake_mode){.rings = true, .cuda = true}, MLACAT_DISPATCH_THREAD, 300);
     return 0;
 }
 
@@ -65,7 +39,7 @@ static void await_gpu(void)
     }
 }
 
-static enum mlacat_status await_failure(struct fixture *f)
+static enum mlacat_status await_failure(struct scene *f)
 {
     enum mlacat_status status;
     while ((status = mlacat_stream_status(f->stream)) == MLACAT_OK) {
@@ -76,9 +50,9 @@ static enum mlacat_status await_failure(struct fixture *f)
 
 static void test_client_order_runs_in_the_middle(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, &id), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, &id), MLACAT_OK);
     rings_await_calls(f->rings, 1);
     struct mlacat_ring_submission last = rings_seen(f->rings).last;
     assert_int_equal(last.flags, MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE);
@@ -109,12 +83,12 @@ static void *run_gpu(void *user)
 
 static void test_client_order_slots_come_back(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pthread_t gpu;
     bool stop = false;
     assert_int_equal(pthread_create(&gpu, NULL, run_gpu, &stop), 0);
     for (int i = 0; i < 10 * RINGS_ENTRIES; i++) {
-        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     }
     __atomic_store_n(&stop, true, __ATOMIC_RELEASE);
     pthread_join(gpu, NULL);
@@ -128,19 +102,19 @@ static void test_client_order_slots_come_back(void **state)
 /* Slots of calls that were submitted to be waited for come back by nothing else. */
 static void test_client_order_does_not_wait_for_the_caller(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t ids[RINGS_ENTRIES - 1];
     for (int i = 0; i < RINGS_ENTRIES - 1; i++) {
         assert_int_equal(mlacat_submit(f->stream, &f->call, &ids[i]), MLACAT_OK);
     }
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_RESOURCE_EXHAUSTED);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_RESOURCE_EXHAUSTED);
     assert_int_equal(client_driver_seen().writes, 0);
     for (int i = 0; i < RINGS_ENTRIES - 1; i++) {
         assert_int_equal(mlacat_wait(f->stream, ids[i], -1, NULL), MLACAT_OK);
     }
 }
 
-static void reopen(struct fixture *f)
+static void reopen(struct scene *f)
 {
     mlacat_stream_close(f->stream);
     assert_int_equal(mlacat_stream_open(f->client, "GPU-1", &f->stream), MLACAT_OK);
@@ -150,10 +124,9 @@ static void reopen(struct fixture *f)
 /* The ring's numbers go on, and another CUDA stream may use it. */
 static void test_client_order_after_a_close(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     for (int i = 1; i <= 30; i++) {
-        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, i % 2 == 1 ? f->cuda : f->other, NULL),
-                         MLACAT_OK);
+        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, i % 2 == 1 ? cuda : other, NULL), MLACAT_OK);
         while (client_driver_run(0) + client_driver_run(1) > 0) {
             sched_yield();
         }
@@ -165,8 +138,8 @@ static void test_client_order_after_a_close(void **state)
 }
 
 struct submission {
-    struct fixture *f;
-    void *cuda;
+    struct scene *f;
+    void *cu_stream;
     enum mlacat_status status;
     bool over;
 };
@@ -174,8 +147,8 @@ struct submission {
 static void *submit_one(void *user)
 {
     struct submission *submission = user;
-    struct fixture *f = submission->f;
-    submission->status = mlacat_submit_on_stream(f->stream, &f->call, submission->cuda, NULL);
+    struct scene *f = submission->f;
+    submission->status = mlacat_submit_on_stream(f->stream, &f->call, submission->cu_stream, NULL);
     __atomic_store_n(&submission->over, true, __ATOMIC_RELEASE);
     return NULL;
 }
@@ -184,11 +157,11 @@ static void *submit_one(void *user)
  * its write would take back that stream's, so that the other CUDA stream is given nothing before. */
 static void test_client_order_write_that_is_to_come_when_the_stream_is_closed(void **state)
 {
-    struct fixture *f = *state;
-    struct submission submission = {.f = f, .cuda = f->other};
+    struct scene *f = *state;
+    struct submission submission = {.f = f, .cu_stream = other};
     pthread_t thread;
     uint64_t id;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, &id), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, &id), MLACAT_OK);
     assert_int_equal(mlacat_cancel(f->stream, id), MLACAT_OK);
     assert_int_equal(await_failure(f), MLACAT_CANCELLED);
     reopen(f);
@@ -208,18 +181,18 @@ static void test_client_order_write_that_is_to_come_when_the_stream_is_closed(vo
 /* It is an error in the end, and no hang. */
 static void test_client_order_write_that_does_not_come(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, &id), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, &id), MLACAT_OK);
     assert_int_equal(mlacat_cancel(f->stream, id), MLACAT_OK);
     int64_t begin_ns = timing_now();
     reopen(f);
     assert_true(timing_now() - begin_ns < 1000 * TIMING_MS);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->other, NULL), MLACAT_UNAVAILABLE);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, other, NULL), MLACAT_UNAVAILABLE);
     assert_non_null(strstr(mlacat_error_message(), "submit again"));
     assert_int_equal(client_driver_seen().writes, 1);
     await_gpu();
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->other, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, other, NULL), MLACAT_OK);
     while (client_driver_run(1) > 0) {
         sched_yield();
     }
@@ -229,11 +202,11 @@ static void test_client_order_write_that_does_not_come(void **state)
  * taken is not waited for. */
 static void test_client_order_write_that_failed(void **state)
 {
-    struct fixture *f = *state;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    struct scene *f = *state;
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     await_gpu();
     client_driver_fail(CLIENT_DRIVER_WRITE);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_INTERNAL);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_INTERNAL);
     assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_STREAM);
     client_driver_fail(CLIENT_DRIVER_NONE);
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_INTERNAL);
@@ -241,7 +214,7 @@ static void test_client_order_write_that_failed(void **state)
     assert_true(rings_done(f->rings, 0) == RINGS_BEGIN + 2); /* it has ended */
     int64_t begin_ns = timing_now();
     reopen(f);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->other, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, other, NULL), MLACAT_OK);
     assert_true(timing_now() - begin_ns < 1000 * TIMING_MS);
     while (client_driver_run(1) > 0) {
         sched_yield();
@@ -250,9 +223,9 @@ static void test_client_order_write_that_failed(void **state)
 
 static void test_client_order_is_bound_to_one_stream(void **state)
 {
-    struct fixture *f = *state;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->other, NULL), MLACAT_FAILED_PRECONDITION);
+    struct scene *f = *state;
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, other, NULL), MLACAT_FAILED_PRECONDITION);
     assert_non_null(strstr(mlacat_error_message(), "id 101"));
     await_gpu();
     assert_int_equal(client_driver_seen().writes, 1);
@@ -261,30 +234,30 @@ static void test_client_order_is_bound_to_one_stream(void **state)
 
 static void test_client_order_refuses_before_anything_is_done(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *stream;
     struct mlacat_call call = f->call;
     client_driver_capture(0, true);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &call, f->cuda, NULL), MLACAT_FAILED_PRECONDITION);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &call, cuda, NULL), MLACAT_FAILED_PRECONDITION);
     assert_non_null(strstr(mlacat_error_message(), "captured"));
     client_driver_capture(0, false);
     assert_int_equal(mlacat_stream_open(f->client, "host", &stream), MLACAT_OK);
-    assert_int_equal(mlacat_submit_on_stream(stream, &call, f->cuda, NULL), MLACAT_UNIMPLEMENTED);
+    assert_int_equal(mlacat_submit_on_stream(stream, &call, cuda, NULL), MLACAT_UNIMPLEMENTED);
     struct mlacat_stream_options options = {.size = sizeof(options), .transport = MLACAT_TRANSPORT_MESSAGE};
     assert_int_equal(mlacat_stream_open_with(f->client, "GPU-1", &options, &stream), MLACAT_OK);
-    assert_int_equal(mlacat_submit_on_stream(stream, &call, f->cuda, NULL), MLACAT_FAILED_PRECONDITION);
+    assert_int_equal(mlacat_submit_on_stream(stream, &call, cuda, NULL), MLACAT_FAILED_PRECONDITION);
     assert_int_equal(mlacat_stream_status(stream), MLACAT_OK);
     call.operand[1].shape[1] = 5;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &call, f->cuda, NULL), MLACAT_INVALID_ARGUMENT);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &call, cuda, NULL), MLACAT_INVALID_ARGUMENT);
     assert_non_null(strstr(mlacat_error_message(), "k_nope shape"));
     call.operand[1].buffer = NULL;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &call, f->cuda, NULL), MLACAT_INVALID_ARGUMENT);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &call, cuda, NULL), MLACAT_INVALID_ARGUMENT);
     call = f->call;
     call.size = 3;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &call, f->cuda, NULL), MLACAT_INVALID_ARGUMENT);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, NULL, f->cuda, NULL), MLACAT_INVALID_ARGUMENT);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &call, cuda, NULL), MLACAT_INVALID_ARGUMENT);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, NULL, cuda, NULL), MLACAT_INVALID_ARGUMENT);
     client_driver_remove();
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_FAILED_PRECONDITION);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_FAILED_PRECONDITION);
     assert_int_equal(client_driver_seen().writes, 0);
     assert_int_equal(rings_seen(f->rings).calls, 0);
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
@@ -293,49 +266,49 @@ static void test_client_order_refuses_before_anything_is_done(void **state)
 /* Without a look at the status in between. */
 static void test_client_order_failed_call_is_seen_by_the_next(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
     rings_set(f->rings, (struct rings_mode){.code = MLACAT_NOT_FOUND, .scope = MLACAT_SCOPE_CALL, .text = "no buffer"});
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     await_gpu();
     rings_await_sleep(f->rings);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_NOT_FOUND);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_NOT_FOUND);
     assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_NOT_FOUND);
     assert_int_equal(client_driver_seen().writes, 1);
 }
 
 static void test_client_order_failed_call_lets_go_and_fails_the_stream(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
     rings_set(f->rings, (struct rings_mode){.code = MLACAT_NOT_FOUND, .scope = MLACAT_SCOPE_CALL, .text = "no buffer"});
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     await_gpu();
     assert_int_equal(await_failure(f), MLACAT_NOT_FOUND);
     assert_string_equal(mlacat_error_message(), "no buffer");
     assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_STREAM);
     rings_set(f->rings, (struct rings_mode){0});
     assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_NOT_FOUND);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_NOT_FOUND);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_NOT_FOUND);
     assert_int_equal(client_driver_seen().writes, 1);
 }
 
 static void test_client_order_driver_that_fails(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     client_driver_fail(CLIENT_DRIVER_REGISTER);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_INTERNAL);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_INTERNAL);
     client_driver_fail(CLIENT_DRIVER_ADDRESS);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_INTERNAL);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_INTERNAL);
     assert_int_equal(rings_seen(f->rings).calls, 0);
     client_driver_fail(CLIENT_DRIVER_NONE);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     rings_await_calls(f->rings, 1);
     assert_true(rings_seen(f->rings).last.ready == RINGS_BEGIN + 1);
     await_gpu();
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
     client_driver_fail(CLIENT_DRIVER_WAIT);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_INTERNAL);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_INTERNAL);
     assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_STREAM);
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_INTERNAL);
     assert_int_equal(client_driver_seen().registers, 1);
@@ -344,9 +317,9 @@ static void test_client_order_driver_that_fails(void **state)
 
 static void test_client_order_cancel_lets_go(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, &id), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, &id), MLACAT_OK);
     assert_int_equal(mlacat_cancel(f->stream, id), MLACAT_OK);
     await_gpu();
     assert_int_equal(await_failure(f), MLACAT_CANCELLED);
@@ -355,12 +328,12 @@ static void test_client_order_cancel_lets_go(void **state)
 /* Nobody is in the library when the daemon goes; the GPU is let go on, but not before the daemon has exited. */
 static void test_client_order_daemon_goes(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *unbound;
     assert_int_equal(mlacat_stream_open(f->client, "GPU-1", &unbound), MLACAT_OK);
     rings_set(f->rings, (struct rings_mode){.hold = true});
     for (int i = 0; i < 3; i++) {
-        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     }
     rings_await_calls(f->rings, 3);
     fake_die(f->fake, NULL);
@@ -371,10 +344,10 @@ static void test_client_order_daemon_goes(void **state)
     assert_true(timing_now() - exited_ns < 100 * TIMING_MS);
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_UNAVAILABLE);
     assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_SESSION);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_UNAVAILABLE);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_UNAVAILABLE);
     /* A stream that had nothing in flight goes on, with pages that CUDA does not know yet. */
     assert_int_equal(mlacat_stream_status(unbound), MLACAT_OK);
-    assert_int_equal(mlacat_submit_on_stream(unbound, &f->call, f->cuda, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(unbound, &f->call, cuda, NULL), MLACAT_OK);
     await_gpu();
     assert_int_equal(client_driver_seen().registers, 2);
 }
@@ -382,11 +355,11 @@ static void test_client_order_daemon_goes(void **state)
 /* The driver waits for the GPU, which waits for the daemon, while a submit holds the ring. */
 static void test_client_order_daemon_goes_while_the_driver_is_full(void **state)
 {
-    struct fixture *f = *state;
-    struct submission submission = {.f = f, .cuda = f->cuda};
+    struct scene *f = *state;
+    struct submission submission = {.f = f, .cu_stream = cuda};
     pthread_t thread;
     rings_set(f->rings, (struct rings_mode){.hold = true});
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     assert_int_equal(client_driver_run(0), 1);
     client_driver_full(1);
     assert_int_equal(pthread_create(&thread, NULL, submit_one, &submission), 0);
@@ -416,10 +389,10 @@ static unsigned open_descriptors(void)
 /* Of a connection that has ended, the page that CUDA knows stays; descriptors and the thread do not. */
 static void test_client_order_restarts_leave_nothing(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     unsigned before = 0;
     for (int i = 0; i < 20; i++) {
-        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
         await_gpu();
         assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
         fake_die(f->fake, NULL);
@@ -441,9 +414,9 @@ static void test_client_order_restarts_leave_nothing(void **state)
 /* Else the daemon would serve a parent that is gone for as long as the child lives. */
 static void test_client_order_forked_child_keeps_no_connection(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     int status;
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     const struct order_watch *watch = SLIST_FIRST(&f->client->watches);
     int kept[2] = {watch->socket, watch->pidfd};
     pid_t child = fork();
@@ -460,9 +433,9 @@ static void test_client_order_forked_child_keeps_no_connection(void **state)
 /* The daemon lives on: what it had launched for us has some time to finish, then the GPU is let go on. */
 static void test_client_order_disconnect_lets_go(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     rings_set(f->rings, (struct rings_mode){.hold = true});
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, f->cuda, NULL), MLACAT_OK);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     assert_int_equal(client_driver_run(0), 1);
     mlacat_disconnect(f->client);
     assert_int_equal(client_driver_run(0), 0);
@@ -471,7 +444,7 @@ static void test_client_order_disconnect_lets_go(void **state)
 
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, scene_close)
     const struct CMUnitTest tests[] = {
         TEST(test_client_order_runs_in_the_middle),
         TEST(test_client_order_slots_come_back),

@@ -13,38 +13,16 @@
 #include <cmocka.h>
 
 #include "client.h"
-#include "test_client_fake.h"
+#include "test_client_scene.h"
 #include "timing.h"
-
-struct fixture {
-    struct fake *fake;
-    struct mlacat_client *client;
-    struct mlacat_stream *stream;
-    struct mlacat_buffer *buffer;
-    struct mlacat_call call;
-};
 
 static int setup(void **state)
 {
-    static struct fixture f;
-    f.fake = fake_start();
-    f.client = fake_client(f.fake, MLACAT_DISPATCH_CALLER, 300);
-    assert_int_equal(mlacat_stream_open(f.client, NULL, &f.stream), MLACAT_OK);
-    assert_int_equal(mlacat_buffer_alloc(f.client, NULL, 4096, &f.buffer), MLACAT_OK);
-    f.call = fake_call(f.buffer);
-    *state = &f;
+    *state = scene_open((struct fake_mode){0}, MLACAT_DISPATCH_CALLER, 300);
     return 0;
 }
 
-static int teardown(void **state)
-{
-    struct fixture *f = *state;
-    mlacat_disconnect(f->client);
-    fake_stop(f->fake);
-    return 0;
-}
-
-static uint32_t reconnects(struct fixture *f)
+static uint32_t reconnects(struct scene *f)
 {
     struct mlacat_server_info info = {.size = sizeof(info)};
     assert_int_equal(mlacat_server_info(f->client, &info), MLACAT_OK);
@@ -53,7 +31,7 @@ static uint32_t reconnects(struct fixture *f)
 
 static void test_client_restart_ends_calls_in_flight(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     uint64_t ids[2];
     fake_set(f->fake, (struct fake_mode){.hold = true});
@@ -73,7 +51,7 @@ static void test_client_restart_ends_calls_in_flight(void **state)
 /* A daemon that dies with our packets unread resets the connection; what it said before is still to be read. */
 static void test_client_restart_reset_keeps_the_last_words(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     struct pollfd item = {.fd = f->client->fd};
     uint64_t id;
@@ -91,7 +69,7 @@ static void test_client_restart_reset_keeps_the_last_words(void **state)
 
 static void test_client_restart_restores_buffers_and_streams(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_buffer *second;
     struct mlacat_stream *closed;
     assert_int_equal(mlacat_buffer_alloc(f->client, NULL, 64, &second), MLACAT_OK);
@@ -110,7 +88,7 @@ static void test_client_restart_restores_buffers_and_streams(void **state)
 
 static void test_client_restart_of_an_idle_client_is_seen_by_requests(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stats *stats;
     fake_die(f->fake, NULL);
     assert_int_equal(mlacat_stats(f->client, &stats), MLACAT_OK);
@@ -134,7 +112,7 @@ static void *ask(void *user)
 
 static void test_client_restart_ends_requests_in_flight(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     fake_set(f->fake, (struct fake_mode){.ignore = true});
     pthread_t thread;
     struct asking asking = {.client = f->client};
@@ -148,7 +126,7 @@ static void test_client_restart_ends_requests_in_flight(void **state)
 
 static void *show_again(void *user)
 {
-    struct fixture *f = user;
+    struct scene *f = user;
     struct timespec pause = timing_spec(60 * TIMING_MS); /* the gap itself, not a synchronisation */
     nanosleep(&pause, NULL);
     fake_show(f->fake);
@@ -157,7 +135,7 @@ static void *show_again(void *user)
 
 static void test_client_restart_gap_is_waited_out(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pthread_t thread;
     fake_hide(f->fake);
     fake_die(f->fake, NULL);
@@ -170,7 +148,7 @@ static void test_client_restart_gap_is_waited_out(void **state)
 
 static void test_client_restart_gap_has_an_end(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
     fake_hide(f->fake);
     fake_die(f->fake, "good night");
@@ -191,7 +169,7 @@ static void test_client_restart_gap_has_an_end(void **state)
 
 static void test_client_restart_refusal_for_good_is_told_at_once(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     fake_set(f->fake, (struct fake_mode){.refuse_hello = true, .code = MLACAT_FAILED_PRECONDITION, .text = "version"});
     fake_die(f->fake, NULL);
     int64_t start = timing_now();
@@ -202,7 +180,7 @@ static void test_client_restart_refusal_for_good_is_told_at_once(void **state)
 
 static void test_client_restart_tells_what_was_not_restored(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     fake_set(f->fake, (struct fake_mode){.refuse_open = true, .code = MLACAT_RESOURCE_EXHAUSTED, .text = "too many"});
     fake_die(f->fake, NULL);
     assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_FAILED_PRECONDITION);
@@ -225,7 +203,7 @@ static void test_client_restart_tells_what_was_not_restored(void **state)
 /* An answer to something else, or none at all, says nothing about the buffer: the connection is what is wrong. */
 static void test_client_restart_distrusts_strange_replies(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     static const struct {
         enum fake_register reply;
         const char *text;
@@ -250,7 +228,7 @@ static void test_client_restart_distrusts_strange_replies(void **state)
 /* The daemon ends a session after it told of lost memory; both are told, and the next call connects again. */
 static void test_client_restart_after_lost_memory(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     uint64_t ids[2];
     fake_set(f->fake, (struct fake_mode){.hold = true, .code = MLACAT_DATA_LOSS, .text = "the memory shrank"});
@@ -271,7 +249,7 @@ static void test_client_restart_after_lost_memory(void **state)
 /* A call refused by a draining daemon is told; the next one waits for the daemon to go. */
 static void *die_later(void *user)
 {
-    struct fixture *f = user;
+    struct scene *f = user;
     struct timespec pause = timing_spec(60 * TIMING_MS); /* how long the drain takes */
     nanosleep(&pause, NULL);
     fake_set(f->fake, (struct fake_mode){0});
@@ -281,7 +259,7 @@ static void *die_later(void *user)
 
 static void test_client_restart_by_drain_is_waited_out(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     pthread_t thread;
     fake_set(f->fake, (struct fake_mode){.code = MLACAT_UNAVAILABLE, .scope = MLACAT_SCOPE_CALL, .text = "draining"});
@@ -295,7 +273,7 @@ static void test_client_restart_by_drain_is_waited_out(void **state)
 
 static void test_client_restart_by_drain_is_seen_by_requests(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *stream;
     struct mlacat_buffer *buffer;
     pthread_t thread;
@@ -311,7 +289,7 @@ static void test_client_restart_by_drain_is_seen_by_requests(void **state)
 
 static void test_client_restart_drain_that_does_not_end_speaks_for_itself(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     fake_set(f->fake, (struct fake_mode){.code = MLACAT_UNAVAILABLE, .scope = MLACAT_SCOPE_CALL, .text = "draining"});
     assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_UNAVAILABLE);
     assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_UNAVAILABLE);
@@ -325,7 +303,7 @@ static void test_client_restart_drain_that_does_not_end_speaks_for_itself(void *
 
 static void test_client_restart_after_a_broken_packet(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     static const uint8_t garbage[] = {0xff, 0xff, 0xff};
     fake_send_raw(f->fake, garbage, sizeof(garbage), -1);
     struct mlacat_result result = {.size = sizeof(result)};
@@ -337,7 +315,7 @@ static void test_client_restart_after_a_broken_packet(void **state)
 
 static void test_client_restart_keeps_the_poll_fd(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     int fd = mlacat_client_fd(f->client);
     struct pollfd item = {.fd = fd, .events = POLLIN};
     uint64_t id;
@@ -356,7 +334,7 @@ static void test_client_restart_keeps_the_poll_fd(void **state)
 
 static void *run_through_restarts(void *user)
 {
-    struct fixture *f = user;
+    struct scene *f = user;
     struct mlacat_stream *stream;
     enum mlacat_status opened;
     do {
@@ -390,14 +368,14 @@ static void *close_stream(void *user)
 
 static void *run_one(void *user)
 {
-    struct fixture *f = user;
+    struct scene *f = user;
     return mlacat_run(f->stream, &f->call, NULL) == MLACAT_OK ? user : NULL;
 }
 
 /* While another thread connects again the stream is being opened again too: the close has to wait for that. */
 static void test_client_restart_while_a_stream_closes(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *second;
     pthread_t threads[2];
     void *done;
@@ -423,7 +401,7 @@ static void test_client_restart_while_a_stream_closes(void **state)
 /* The end of the connection ends the close; the stream is not opened again. */
 static void test_client_restart_ends_a_close_that_waits(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *second;
     struct mlacat_stats *stats;
     pthread_t thread;
@@ -445,7 +423,7 @@ static void test_client_restart_ends_a_close_that_waits(void **state)
 
 static void test_client_restart_under_threads(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pthread_t threads[4];
     for (int i = 0; i < 4; i++) {
         assert_int_equal(pthread_create(&threads[i], NULL, run_through_restarts, f), 0);
@@ -462,7 +440,7 @@ static void test_client_restart_under_threads(void **state)
     assert_true(reconnects(f) >= 1);
 }
 
-static int in_child(struct fixture *f)
+static int in_child(struct scene *f)
 {
     struct mlacat_buffer *buffer;
     uint64_t id;
@@ -481,7 +459,7 @@ static int in_child(struct fixture *f)
 
 static void test_client_in_a_forked_child_is_refused(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pid_t child = fork();
     if (child == 0) {
         _exit(in_child(f));
@@ -495,7 +473,7 @@ static void test_client_in_a_forked_child_is_refused(void **state)
 
 int main(void)
 {
-#define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define CASE(name) cmocka_unit_test_setup_teardown(name, setup, scene_close)
     const struct CMUnitTest tests[] = {
         CASE(test_client_restart_ends_calls_in_flight),
         CASE(test_client_restart_reset_keeps_the_last_words),

@@ -11,40 +11,11 @@
 
 #include "client.h"
 #include "mlacat_ring.h"
-#include "test_client_fake.h"
-#include "test_client_rings.h"
-
-struct fixture {
-    struct fake *fake;
-    struct rings *rings;
-    struct mlacat_client *client;
-    struct mlacat_stream *stream;
-    struct mlacat_buffer *buffer;
-    struct mlacat_call call;
-};
+#include "test_client_scene.h"
 
 static int setup(void **state)
 {
-    static struct fixture f;
-    f.fake = fake_start();
-    fake_set(f.fake, (struct fake_mode){.rings = true});
-    f.client = fake_client(f.fake, MLACAT_DISPATCH_THREAD, 1000);
-    assert_int_equal(mlacat_stream_open(f.client, "host", &f.stream), MLACAT_OK);
-    assert_int_equal(mlacat_buffer_alloc(f.client, "host", 4096, &f.buffer), MLACAT_OK);
-    f.rings = fake_rings(f.fake);
-    f.call = fake_call(f.buffer);
-    for (int i = 0; i < 3; i++) {
-        f.call.operand[i] = mlacat_tensor_contiguous(f.buffer, 64u * (unsigned)i, 1, i == 2 ? 1 : 2, i == 0 ? 6 : 3);
-    }
-    *state = &f;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct fixture *f = *state;
-    mlacat_disconnect(f->client);
-    fake_stop(f->fake);
+    *state = scene_open((struct fake_mode){.rings = true}, MLACAT_DISPATCH_THREAD, 1000);
     return 0;
 }
 
@@ -59,7 +30,7 @@ static enum mlacat_status open_with(struct mlacat_client *client, enum mlacat_tr
 
 static void test_client_ring_is_taken_where_there_is_one(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *second;
     struct mlacat_stream *messages;
     assert_int_equal(mlacat_stream_transport(f->stream), MLACAT_TRANSPORT_RING);
@@ -68,8 +39,6 @@ static void test_client_ring_is_taken_where_there_is_one(void **state)
     assert_int_equal(mlacat_stream_transport(messages), MLACAT_TRANSPORT_MESSAGE);
     assert_int_equal(fake_seen(f->fake).pages_opens, 1);
     assert_int_equal(fake_seen(f->fake).ring_opens, 2);
-    f->call.operand[0] = f->call.operand[1];
-    f->call.operand[0].shape[2] = 6;
     assert_int_equal(mlacat_run(messages, &f->call, NULL), MLACAT_OK);
     assert_int_equal(mlacat_run(second, &f->call, NULL), MLACAT_OK);
     assert_int_equal(rings_seen(f->rings).calls, 1);
@@ -80,7 +49,7 @@ static void test_client_ring_is_taken_where_there_is_one(void **state)
 
 static void test_client_ring_none_is_left(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *more[RINGS_NR];
     for (int i = 0; i < RINGS_NR - 1; i++) {
         assert_int_equal(open_with(f->client, MLACAT_TRANSPORT_RING, &more[i]), MLACAT_OK);
@@ -93,7 +62,7 @@ static void test_client_ring_none_is_left(void **state)
 
 static void test_client_ring_a_daemon_without(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *stream;
     fake_set(f->fake, (struct fake_mode){0});
     fake_sync(f->fake);
@@ -106,7 +75,7 @@ static void test_client_ring_a_daemon_without(void **state)
 
 static void test_client_ring_not_for_callers_that_dispatch(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *stream;
     struct mlacat_client *client = fake_client(f->fake, MLACAT_DISPATCH_CALLER, 0);
     assert_int_equal(open_with(client, MLACAT_TRANSPORT_RING, &stream), MLACAT_FAILED_PRECONDITION);
@@ -120,7 +89,7 @@ static void test_client_ring_not_for_callers_that_dispatch(void **state)
 
 static void test_client_ring_entry_says_what_the_call_says(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     f->call.deadline_us = 77;
     f->call.operand[1].strides[0] = -4;
@@ -147,7 +116,7 @@ static void test_client_ring_entry_says_what_the_call_says(void **state)
 /* The texts are op_validate's: it cannot see them in an entry. */
 static void test_client_ring_tells_what_no_entry_can_say(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     struct mlacat_call call = f->call;
     call.operand[1].shape[2] = 4;
@@ -172,7 +141,7 @@ static void test_client_ring_tells_what_no_entry_can_say(void **state)
 
 static void test_client_ring_failed_call_has_its_text(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     rings_set(f->rings, (struct rings_mode){.code = MLACAT_NOT_FOUND, .scope = MLACAT_SCOPE_CALL, .text = "no buffer"});
     assert_int_equal(mlacat_run(f->stream, &f->call, &result), MLACAT_NOT_FOUND);
@@ -186,7 +155,7 @@ static void test_client_ring_failed_call_has_its_text(void **state)
 /* The fence alone ends a wait that wants no times, and never one for a call that failed. */
 static void test_client_ring_fence_ends_the_wait(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     uint64_t ids[3];
     rings_set(f->rings, (struct rings_mode){.late = true});
@@ -216,7 +185,7 @@ static void test_client_ring_fence_ends_the_wait(void **state)
 /* One entry is kept for a request to cancel. */
 static void test_client_ring_is_full(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_call calls[RINGS_ENTRIES];
     uint64_t ids[RINGS_ENTRIES];
     size_t submitted;
@@ -240,7 +209,7 @@ static void test_client_ring_is_full(void **state)
 /* Waited for by the fence, so the slots are free; but the entries are not, until the completions come. */
 static void *complete_later(void *user)
 {
-    struct fixture *f = user;
+    struct scene *f = user;
     rings_await_parked(f->rings, 0);
     rings_set(f->rings, (struct rings_mode){0});
     return NULL;
@@ -248,7 +217,7 @@ static void *complete_later(void *user)
 
 static void test_client_ring_submit_waits_for_entries(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pthread_t thread;
     rings_set(f->rings, (struct rings_mode){.late = true});
     for (int i = 0; i < RINGS_ENTRIES - 1; i++) {
@@ -262,7 +231,7 @@ static void test_client_ring_submit_waits_for_entries(void **state)
 
 static void test_client_ring_goes_round(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     for (int i = 0; i < 20 * RINGS_ENTRIES; i++) {
         assert_int_equal(mlacat_run(f->stream, &f->call, i % 3 == 0 ? &result : NULL), MLACAT_OK);
@@ -273,7 +242,7 @@ static void test_client_ring_goes_round(void **state)
 /* One by one past 2^32, by the fence and then by completions. */
 static void test_client_ring_numbers_pass_32_bits(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t ids[RINGS_ENTRIES - 1];
     uint64_t sequence = RINGS_BEGIN;
     for (; sequence < UINT32_MAX - 7; sequence++) {
@@ -301,7 +270,7 @@ static void test_client_ring_numbers_pass_32_bits(void **state)
 
 static void test_client_ring_wakes_a_worker_that_sleeps(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     rings_await_sleep(f->rings);
     unsigned bells = rings_seen(f->rings).bells;
     assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
@@ -310,7 +279,7 @@ static void test_client_ring_wakes_a_worker_that_sleeps(void **state)
 
 static void *release_later(void *user)
 {
-    struct fixture *f = user;
+    struct scene *f = user;
     rings_await_parked(f->rings, 0);
     rings_release(f->rings, 0, 1);
     return NULL;
@@ -318,7 +287,7 @@ static void *release_later(void *user)
 
 static void test_client_ring_wait_sleeps_and_is_woken(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pthread_t thread;
     uint64_t id;
     rings_set(f->rings, (struct rings_mode){.hold = true});
@@ -331,7 +300,7 @@ static void test_client_ring_wait_sleeps_and_is_woken(void **state)
 
 static void test_client_ring_wait_takes_a_call_once(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     uint64_t id;
     rings_set(f->rings, (struct rings_mode){.hold = true});
@@ -347,7 +316,7 @@ static void test_client_ring_wait_takes_a_call_once(void **state)
 
 static void test_client_ring_close_waits_for_calls(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pthread_t thread;
     uint64_t id;
     rings_set(f->rings, (struct rings_mode){.hold = true});
@@ -359,7 +328,7 @@ static void test_client_ring_close_waits_for_calls(void **state)
 }
 
 struct runner {
-    struct fixture *f;
+    struct scene *f;
     pthread_t thread;
     bool good;
 };
@@ -401,7 +370,7 @@ static void *release_buffer(void *user)
 /* It goes by packet, the call does not: the daemon must not hear of it first. */
 static void test_client_ring_release_comes_after_the_call(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stats *stats;
     pthread_t thread;
     uint64_t id;
@@ -423,7 +392,7 @@ static void test_client_ring_release_comes_after_the_call(void **state)
 /* Its connection is gone: nobody will take the call. */
 static void test_client_ring_release_does_not_wait_for_a_dead_daemon(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pthread_t thread;
     uint64_t id;
     rings_set(f->rings, (struct rings_mode){.blind = true});
@@ -436,7 +405,7 @@ static void test_client_ring_release_does_not_wait_for_a_dead_daemon(void **stat
 
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, scene_close)
     const struct CMUnitTest tests[] = {
         TEST(test_client_ring_is_taken_where_there_is_one),
         TEST(test_client_ring_none_is_left),

@@ -9,17 +9,12 @@
 #include <cmocka.h>
 
 #include "client.h"
-#include "test_client_fake.h"
-#include "test_client_rings.h"
+#include "test_client_scene.h"
 
-struct fixture {
-    struct fake *fake;
-    struct rings *rings;
-    struct mlacat_client *client;
-    struct mlacat_stream *stream;
-    struct mlacat_stream *second;
-    struct mlacat_buffer *buffer;
-    struct mlacat_call call;
+static struct mlacat_stream *second;
+
+/* What the callbacks saw. */
+static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     unsigned ran;
@@ -30,106 +25,89 @@ struct fixture {
     enum mlacat_status last_status;
     enum mlacat_status last_submit;
     uint64_t last_queue_ns;
-};
+} seen;
 
 static void on_done(void *user, uint64_t call_id, const struct mlacat_result *result)
 {
-    struct fixture *f = user;
-    pthread_mutex_lock(&f->lock);
-    f->inside++;
-    f->together = f->inside > f->together ? f->inside : f->together;
-    bool more = f->to_submit > 0;
-    f->to_submit -= more;
-    pthread_mutex_unlock(&f->lock);
-    for (int i = 0; i < f->yields; i++) {
+    struct scene *f = user;
+    pthread_mutex_lock(&seen.lock);
+    seen.inside++;
+    seen.together = seen.inside > seen.together ? seen.inside : seen.together;
+    bool more = seen.to_submit > 0;
+    seen.to_submit -= more;
+    pthread_mutex_unlock(&seen.lock);
+    for (int i = 0; i < seen.yields; i++) {
         sched_yield(); /* time for another one to begin, if it may */
     }
     enum mlacat_status status = more ? mlacat_submit(f->stream, &f->call, NULL) : MLACAT_OK;
-    pthread_mutex_lock(&f->lock);
-    f->last_submit = status;
-    f->last_status = call_id != 0 && result->ended ? result->status : MLACAT_INTERNAL;
-    f->last_queue_ns = result->queue_ns;
-    f->ran++;
-    f->inside--;
-    pthread_cond_broadcast(&f->changed);
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_lock(&seen.lock);
+    seen.last_submit = status;
+    seen.last_status = call_id != 0 && result->ended ? result->status : MLACAT_INTERNAL;
+    seen.last_queue_ns = result->queue_ns;
+    seen.ran++;
+    seen.inside--;
+    pthread_cond_broadcast(&seen.changed);
+    pthread_mutex_unlock(&seen.lock);
 }
 
-static void await_ran(struct fixture *f, unsigned nr)
+static void await_ran(unsigned nr)
 {
-    pthread_mutex_lock(&f->lock);
-    while (f->ran < nr) {
-        pthread_cond_wait(&f->changed, &f->lock);
+    pthread_mutex_lock(&seen.lock);
+    while (seen.ran < nr) {
+        pthread_cond_wait(&seen.changed, &seen.lock);
     }
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_unlock(&seen.lock);
 }
 
 static int setup(void **state)
 {
-    static struct fixture f;
-    memset(&f, 0, sizeof(f));
-    pthread_mutex_init(&f.lock, NULL);
-    pthread_cond_init(&f.changed, NULL);
-    f.fake = fake_start();
-    fake_set(f.fake, (struct fake_mode){.rings = true});
-    f.client = fake_client(f.fake, MLACAT_DISPATCH_THREAD, 300);
-    assert_int_equal(mlacat_stream_open(f.client, NULL, &f.stream), MLACAT_OK);
-    assert_int_equal(mlacat_stream_open(f.client, NULL, &f.second), MLACAT_OK);
-    assert_int_equal(mlacat_buffer_alloc(f.client, NULL, 4096, &f.buffer), MLACAT_OK);
-    f.rings = fake_rings(f.fake);
-    f.call = fake_call(f.buffer);
-    f.call.operand[0] = mlacat_tensor_contiguous(f.buffer, 0, 1, 2, 6);
-    f.call.operand[2] = mlacat_tensor_contiguous(f.buffer, 128, 1, 1, 3);
-    f.call.done = on_done;
-    f.call.user = &f;
-    *state = &f;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct fixture *f = *state;
-    mlacat_disconnect(f->client);
-    fake_stop(f->fake);
+    memset(&seen, 0, sizeof(seen));
+    pthread_mutex_init(&seen.lock, NULL);
+    pthread_cond_init(&seen.changed, NULL);
+    struct scene *f = scene_open((struct fake_mode){.rings = true}, MLACAT_DISPATCH_THREAD, 300);
+    assert_int_equal(mlacat_stream_open(f->client, NULL, &second), MLACAT_OK);
+    f->call.done = on_done;
+    f->call.user = f;
+    *state = f;
     return 0;
 }
 
 static void test_client_ring_callback_runs(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     for (unsigned i = 1; i <= 50; i++) {
         assert_int_equal(mlacat_submit(f->stream, &f->call, NULL), MLACAT_OK);
         if (i % 3 == 0) {
-            await_ran(f, i); /* else the thread finds the next call while it still looks */
+            await_ran(i); /* else the thread finds the next call while it still looks */
         }
     }
-    await_ran(f, 50);
-    assert_int_equal(f->last_status, MLACAT_OK);
-    assert_int_equal(f->last_queue_ns, 11);
+    await_ran(50);
+    assert_int_equal(seen.last_status, MLACAT_OK);
+    assert_int_equal(seen.last_queue_ns, 11);
 }
 
 static void test_client_ring_callback_that_submits(void **state)
 {
-    struct fixture *f = *state;
-    f->to_submit = 40;
+    struct scene *f = *state;
+    seen.to_submit = 40;
     assert_int_equal(mlacat_submit(f->stream, &f->call, NULL), MLACAT_OK);
-    await_ran(f, 41);
-    assert_int_equal(f->last_submit, MLACAT_OK);
+    await_ran(41);
+    assert_int_equal(seen.last_submit, MLACAT_OK);
 }
 
 static void test_client_ring_callback_of_a_call_that_no_entry_can_say(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     f->call.operand[1].shape[2] = 9;
     assert_int_equal(mlacat_submit(f->stream, &f->call, NULL), MLACAT_OK);
-    await_ran(f, 1);
-    assert_int_equal(f->last_status, MLACAT_INVALID_ARGUMENT);
+    await_ran(1);
+    assert_int_equal(seen.last_status, MLACAT_INVALID_ARGUMENT);
 }
 
 /* A thread in mlacat_wait takes in the completions of others too. */
 static void test_client_ring_callback_beside_a_wait(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_call plain = f->call;
     plain.done = NULL;
     for (unsigned i = 1; i <= 30; i++) {
@@ -138,52 +116,52 @@ static void test_client_ring_callback_beside_a_wait(void **state)
         assert_int_equal(mlacat_submit(f->stream, &plain, &id), MLACAT_OK);
         struct mlacat_result result = {.size = sizeof(result)};
         assert_int_equal(mlacat_wait(f->stream, id, -1, &result), MLACAT_OK);
-        await_ran(f, i);
+        await_ran(i);
     }
 }
 
 static void test_client_ring_callback_one_at_a_time(void **state)
 {
-    struct fixture *f = *state;
-    f->yields = 100;
+    struct scene *f = *state;
+    seen.yields = 100;
     for (unsigned i = 0; i < 100; i++) {
-        assert_int_equal(mlacat_submit(i % 2 ? f->stream : f->second, &f->call, NULL), MLACAT_OK);
+        assert_int_equal(mlacat_submit(i % 2 ? f->stream : second, &f->call, NULL), MLACAT_OK);
         if (i % 10 == 9) {
-            await_ran(f, i + 1);
+            await_ran(i + 1);
         }
     }
-    assert_int_equal(f->together, 1);
+    assert_int_equal(seen.together, 1);
 }
 
 static void test_client_ring_callback_runs_when_the_daemon_goes(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     rings_set(f->rings, (struct rings_mode){.hold = true});
     for (int i = 0; i < 3; i++) {
         assert_int_equal(mlacat_submit(f->stream, &f->call, NULL), MLACAT_OK);
     }
     rings_await_calls(f->rings, 3);
     fake_die(f->fake, NULL);
-    await_ran(f, 3);
-    assert_int_equal(f->last_status, MLACAT_UNAVAILABLE);
+    await_ran(3);
+    assert_int_equal(seen.last_status, MLACAT_UNAVAILABLE);
 }
 
 static void test_client_ring_callback_runs_before_the_close_returns(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     for (int i = 0; i < 10; i++) {
         assert_int_equal(mlacat_submit(f->stream, &f->call, NULL), MLACAT_OK);
     }
     mlacat_stream_close(f->stream);
-    assert_int_equal(f->ran, 10);
+    assert_int_equal(seen.ran, 10);
     for (int i = 0; i < 5; i++) {
-        assert_int_equal(mlacat_submit(f->second, &f->call, NULL), MLACAT_OK);
+        assert_int_equal(mlacat_submit(second, &f->call, NULL), MLACAT_OK);
     }
 }
 
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, scene_close)
     const struct CMUnitTest tests[] = {
         TEST(test_client_ring_callback_runs),
         TEST(test_client_ring_callback_that_submits),

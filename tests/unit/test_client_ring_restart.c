@@ -12,56 +12,29 @@
 #include <cmocka.h>
 
 #include "ring_pages.h"
-#include "test_client_fake.h"
-#include "test_client_rings.h"
+#include "test_client_scene.h"
 #include "timing.h"
 
-struct fixture {
-    struct fake *fake;
-    struct rings *rings;
-    struct mlacat_client *client;
-    struct mlacat_stream *stream;
-    struct mlacat_buffer *buffer;
-    struct mlacat_call call;
-    int64_t died_ns;
-};
+static int64_t died_ns;
 
 static int setup(void **state)
 {
-    static struct fixture f;
-    f.fake = fake_start();
-    fake_set(f.fake, (struct fake_mode){.rings = true});
-    f.client = fake_client(f.fake, MLACAT_DISPATCH_THREAD, 300);
-    assert_int_equal(mlacat_stream_open(f.client, NULL, &f.stream), MLACAT_OK);
-    assert_int_equal(mlacat_buffer_alloc(f.client, NULL, 4096, &f.buffer), MLACAT_OK);
-    f.rings = fake_rings(f.fake);
-    f.call = fake_call(f.buffer);
-    f.call.operand[0] = mlacat_tensor_contiguous(f.buffer, 0, 1, 2, 6);
-    f.call.operand[2] = mlacat_tensor_contiguous(f.buffer, 128, 1, 1, 3);
-    *state = &f;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct fixture *f = *state;
-    mlacat_disconnect(f->client);
-    fake_stop(f->fake);
+    *state = scene_open((struct fake_mode){.rings = true}, MLACAT_DISPATCH_THREAD, 300);
     return 0;
 }
 
 static void *die_later(void *user)
 {
-    struct fixture *f = user;
+    struct scene *f = user;
     rings_await_parked(f->rings, 0);
-    f->died_ns = timing_now();
+    died_ns = timing_now();
     fake_die(f->fake, NULL);
     return NULL;
 }
 
 static void test_client_ring_restart_is_seen_by_who_waits(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_result result = {.size = sizeof(result)};
     pthread_t thread;
     uint64_t id;
@@ -72,13 +45,13 @@ static void test_client_ring_restart_is_seen_by_who_waits(void **state)
     int64_t seen_ns = timing_now();
     pthread_join(thread, NULL);
     assert_int_equal(result.scope, MLACAT_SCOPE_SESSION);
-    assert_true(seen_ns - f->died_ns < 100 * TIMING_MS);
+    assert_true(seen_ns - died_ns < 100 * TIMING_MS);
     assert_null(f->client->pages);
 }
 
 static void test_client_ring_restart_gives_new_rings(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct mlacat_stream *messages;
     struct mlacat_stream *second;
     struct mlacat_stream_options options = {.size = sizeof(options), .transport = MLACAT_TRANSPORT_MESSAGE};
@@ -102,7 +75,7 @@ static void test_client_ring_restart_gives_new_rings(void **state)
 
 static void test_client_ring_restart_by_a_submit(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     fake_die(f->fake, NULL);
     struct mlacat_health health = {.size = sizeof(health)};
     mlacat_health(f->client, &health); /* the fake has no answer to it, but the connection is a new one now */
@@ -114,7 +87,7 @@ static void test_client_ring_restart_by_a_submit(void **state)
 /* What had passed the fence when the daemon died is done. */
 static void test_client_ring_restart_keeps_what_was_done(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t ids[2];
     rings_set(f->rings, (struct rings_mode){.late = true});
     assert_int_equal(mlacat_submit(f->stream, &f->call, &ids[0]), MLACAT_OK);
@@ -127,7 +100,7 @@ static void test_client_ring_restart_keeps_what_was_done(void **state)
 
 static void test_client_ring_restart_without_rings_breaks_the_stream(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
     fake_die(f->fake, NULL);
     fake_set(f->fake, (struct fake_mode){0});
@@ -141,7 +114,7 @@ static void test_client_ring_restart_without_rings_breaks_the_stream(void **stat
 
 static void test_client_ring_restart_no_daemon(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
     fake_hide(f->fake);
     rings_set(f->rings, (struct rings_mode){.hold = true});
@@ -157,7 +130,7 @@ static void test_client_ring_restart_no_daemon(void **state)
 /* The daemon that drains refuses; the next call waits for another one. */
 static void test_client_ring_restart_after_a_drain(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     rings_set(f->rings,
               (struct rings_mode){.code = MLACAT_UNAVAILABLE, .scope = MLACAT_SCOPE_CALL, .text = "draining"});
     assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_UNAVAILABLE);
@@ -169,7 +142,7 @@ static void test_client_ring_restart_after_a_drain(void **state)
 
 static void test_client_ring_restart_ends_a_cancel(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     pthread_t thread;
     uint64_t id;
     rings_set(f->rings, (struct rings_mode){.hold = true, .late = true}); /* no answer to anything */
@@ -183,7 +156,7 @@ static void test_client_ring_restart_ends_a_cancel(void **state)
 /* Failures are counted anew with a ring: one that the old daemon has counted must not hide one of the new. */
 static void test_client_ring_restart_counts_failures_anew(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     struct rings_mode fail = {.code = MLACAT_DATA_LOSS, .scope = MLACAT_SCOPE_CALL, .text = "bad"};
     uint64_t ids[2];
     rings_set(f->rings, fail);
@@ -215,7 +188,7 @@ static void test_client_ring_restart_counts_failures_anew(void **state)
 /* The pages are not inherited, and nothing of the library touches them there. */
 static void test_client_ring_restart_not_in_a_forked_child(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     uint64_t id;
     pid_t pid = fork();
     if (pid == 0) {
@@ -247,7 +220,7 @@ static void test_client_ring_restart_not_in_a_forked_child(void **state)
 
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, scene_close)
     const struct CMUnitTest tests[] = {
         TEST(test_client_ring_restart_is_seen_by_who_waits),
         TEST(test_client_ring_restart_gives_new_rings),

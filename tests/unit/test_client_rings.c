@@ -112,6 +112,7 @@ static void cancel(struct rings *rings, struct one *one, const struct mlacat_rin
             return;
         }
     }
+    mlacat_ring_count_failed(one->daemon);
     complete(rings, one, entry->call_id, MLACAT_NOT_FOUND, MLACAT_SCOPE_CALL, "no such call");
 }
 

@@ -14,25 +14,20 @@
 #include <cmocka.h>
 
 #include "client.h"
-#include "test_client_fake.h"
+#include "test_client_scene.h"
 
 #define WATCHDOG_SECONDS 20
 
 enum { CALLS = 2000 }; /* more packets than a socket takes */
 
-struct fixture {
-    struct fake *fake;
-    struct mlacat_client *client;
-    struct mlacat_stream *stream;
-    struct mlacat_buffer *buffer;
-    struct mlacat_call call;
+static struct {
     pthread_t reader; /* waits for the first call, which is held */
     uint64_t first;
     enum mlacat_status first_status;
     int64_t timeout_us;
     pthread_t writer;
     unsigned submitted;
-};
+} side;
 
 static atomic_uint interrupted;
 
@@ -44,28 +39,19 @@ static void on_interrupt(int signal)
 
 static int setup(void **state)
 {
-    static struct fixture f;
-    f = (struct fixture){.timeout_us = -1};
-    f.fake = fake_start();
-    fake_set(f.fake, (struct fake_mode){.hold = true, .stream_calls = CALLS + 1});
-    f.client = fake_client(f.fake, MLACAT_DISPATCH_THREAD, 5000);
-    assert_int_equal(mlacat_stream_open(f.client, NULL, &f.stream), MLACAT_OK);
-    assert_int_equal(mlacat_buffer_alloc(f.client, NULL, 4096, &f.buffer), MLACAT_OK);
-    f.call = fake_call(f.buffer);
     struct sigaction action = {.sa_handler = on_interrupt}; /* without SA_RESTART */
+    side.timeout_us = -1;
+    side.submitted = 0;
+    *state = scene_open((struct fake_mode){.hold = true, .stream_calls = CALLS + 1}, MLACAT_DISPATCH_THREAD, 5000);
     sigaction(SIGUSR1, &action, NULL);
     alarm(WATCHDOG_SECONDS);
-    *state = &f;
     return 0;
 }
 
 static int teardown(void **state)
 {
-    struct fixture *f = *state;
     alarm(0);
-    mlacat_disconnect(f->client);
-    fake_stop(f->fake);
-    return 0;
+    return scene_close(state);
 }
 
 /* Sends the thread signals until it has handled 20. More than one for each: the thread sanitizer may put one off until
@@ -99,85 +85,85 @@ static void await_threads(struct mlacat_client *client, unsigned watching)
 
 static void *wait_for_first(void *user)
 {
-    struct fixture *f = user;
-    f->first_status = mlacat_wait(f->stream, f->first, f->timeout_us, NULL);
+    struct scene *f = user;
+    side.first_status = mlacat_wait(f->stream, side.first, side.timeout_us, NULL);
     return NULL;
 }
 
-static void start_reader(struct fixture *f)
+static void start_reader(struct scene *f)
 {
-    assert_int_equal(mlacat_submit(f->stream, &f->call, &f->first), MLACAT_OK);
+    assert_int_equal(mlacat_submit(f->stream, &f->call, &side.first), MLACAT_OK);
     fake_await_calls(f->fake, 1);
-    assert_int_equal(pthread_create(&f->reader, NULL, wait_for_first, f), 0);
+    assert_int_equal(pthread_create(&side.reader, NULL, wait_for_first, f), 0);
     await_threads(f->client, 0);
 }
 
 static void *submit_all(void *user)
 {
-    struct fixture *f = user;
+    struct scene *f = user;
     uint64_t id;
-    while (f->submitted < CALLS && mlacat_submit(f->stream, &f->call, &id) == MLACAT_OK) {
-        f->submitted++;
+    while (side.submitted < CALLS && mlacat_submit(f->stream, &f->call, &id) == MLACAT_OK) {
+        side.submitted++;
     }
     return NULL;
 }
 
 /* Starts a thread that submits to a daemon which reads nothing. */
-static void start_writer(struct fixture *f)
+static void start_writer(struct scene *f)
 {
     fake_set(f->fake, (struct fake_mode){.deaf = true});
     fake_sync(f->fake);
-    assert_int_equal(pthread_create(&f->writer, NULL, submit_all, f), 0);
+    assert_int_equal(pthread_create(&side.writer, NULL, submit_all, f), 0);
 }
 
 /* The daemon reads again, but completes nothing: only space wakes the writer. */
-static void make_space(struct fixture *f)
+static void make_space(struct scene *f)
 {
     fake_set(f->fake, (struct fake_mode){.hold = true, .stream_calls = CALLS + 1});
 }
 
 static void test_client_submit_sees_space(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     start_writer(f);
     await_threads(f->client, 0); /* the writer, as the reader */
-    interrupt(f->writer);
+    interrupt(side.writer);
     make_space(f);
-    pthread_join(f->writer, NULL);
-    assert_int_equal(f->submitted, CALLS);
+    pthread_join(side.writer, NULL);
+    assert_int_equal(side.submitted, CALLS);
 }
 
 static void test_client_submit_sees_space_while_another_thread_reads(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     start_reader(f);
     start_writer(f);
     await_threads(f->client, 1);
-    interrupt(f->writer);
+    interrupt(side.writer);
     make_space(f);
-    pthread_join(f->writer, NULL);
-    assert_int_equal(f->submitted, CALLS);
+    pthread_join(side.writer, NULL);
+    assert_int_equal(side.submitted, CALLS);
     await_threads(f->client, 0); /* the reader is still there */
     fake_release(f->fake, 1, false);
-    pthread_join(f->reader, NULL);
-    assert_int_equal(f->first_status, MLACAT_OK);
+    pthread_join(side.reader, NULL);
+    assert_int_equal(side.first_status, MLACAT_OK);
 }
 
 /* Who waits for space must take in completions once nobody else does: the daemon may be waiting for that. */
 static void test_client_submit_takes_over_the_reading(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     start_reader(f);
     start_writer(f);
     await_threads(f->client, 1);
     fake_release(f->fake, 1, false);
-    pthread_join(f->reader, NULL);
-    assert_int_equal(f->first_status, MLACAT_OK);
+    pthread_join(side.reader, NULL);
+    assert_int_equal(side.first_status, MLACAT_OK);
     fake_send_raw(f->fake, "\x8a\x02", 3, -1); /* an Answer to nothing: something to read */
     await_threads(f->client, 0);
     make_space(f);
-    pthread_join(f->writer, NULL);
-    assert_int_equal(f->submitted, CALLS);
+    pthread_join(side.writer, NULL);
+    assert_int_equal(side.submitted, CALLS);
 }
 
 /* The fake closes what came with a request only after its reply, but before it looks around again. */
@@ -196,34 +182,34 @@ static unsigned count_fds(struct fake *fake)
 
 static void test_client_submit_sees_the_end_while_it_waits_for_space(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     unsigned before = count_fds(f->fake);
     start_reader(f);
     start_writer(f);
     await_threads(f->client, 1);
     fake_die(f->fake, NULL);
     make_space(f);
-    pthread_join(f->reader, NULL);
-    assert_int_equal(f->first_status, MLACAT_UNAVAILABLE);
-    pthread_join(f->writer, NULL);
-    assert_int_equal(f->submitted, CALLS);
+    pthread_join(side.reader, NULL);
+    assert_int_equal(side.first_status, MLACAT_UNAVAILABLE);
+    pthread_join(side.writer, NULL);
+    assert_int_equal(side.submitted, CALLS);
     assert_int_equal(count_fds(f->fake), before);
 }
 
 static void test_client_wait_goes_on_after_signals(void **state)
 {
-    struct fixture *f = *state;
+    struct scene *f = *state;
     const int64_t timeouts[] = {-1, 60 * 1000000};
     for (unsigned i = 0; i < 2; i++) {
-        f->timeout_us = timeouts[i];
-        assert_int_equal(mlacat_submit(f->stream, &f->call, &f->first), MLACAT_OK);
-        assert_int_equal(pthread_create(&f->reader, NULL, wait_for_first, f), 0);
+        side.timeout_us = timeouts[i];
+        assert_int_equal(mlacat_submit(f->stream, &f->call, &side.first), MLACAT_OK);
+        assert_int_equal(pthread_create(&side.reader, NULL, wait_for_first, f), 0);
         await_threads(f->client, 0);
-        interrupt(f->reader);
+        interrupt(side.reader);
         fake_await_calls(f->fake, i + 1);
         fake_release(f->fake, 1, false);
-        pthread_join(f->reader, NULL);
-        assert_int_equal(f->first_status, MLACAT_OK);
+        pthread_join(side.reader, NULL);
+        assert_int_equal(side.first_status, MLACAT_OK);
     }
 }
 
