@@ -159,9 +159,13 @@ static void look_at_all(struct mlacat_client *client)
     }
 }
 
+/* NULL: there is none, or nobody to tell: the next connection does not get it. */
 static struct mlacat_buffer *find_to_unregister(struct mlacat_client *client)
 {
     struct mlacat_buffer *buffer;
+    if (client->fd < 0) {
+        return NULL;
+    }
     TAILQ_FOREACH(buffer, &client->buffers, link)
     {
         if (buffer->freed && buffer->at_daemon) {
@@ -174,7 +178,7 @@ static struct mlacat_buffer *find_to_unregister(struct mlacat_client *client)
 static void unregister_freed(struct mlacat_client *client)
 {
     struct mlacat_buffer *buffer;
-    while (!client->stopping && client->fd >= 0 && (buffer = find_to_unregister(client)) != NULL) {
+    while (!client->stopping && (buffer = find_to_unregister(client)) != NULL) {
         buffer_unregister(buffer);
     }
 }

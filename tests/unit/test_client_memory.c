@@ -152,6 +152,24 @@ static void test_client_memory_freed_is_not_registered_again(void **state)
     assert_int_equal(fake_seen(f->fake).unregisters, 0);
 }
 
+/* There is nobody to unregister it with: the thread waits like everybody, and holds nobody up. */
+static void test_client_memory_freed_without_a_daemon(void **state)
+{
+    struct scene *f = *state;
+    struct mlacat_buffer *freed = register_at(f, AT(1), 4096);
+    fake_die(f->fake, NULL);
+    while (mlacat_dispatch(f->client, -1) == MLACAT_OK) {
+    }
+    reuse(1);
+    while (!freed->freed) {
+        sched_yield();
+    }
+    expect_usable(f, f->buffer);
+    expect_broken(f, freed);
+    mlacat_buffer_release(freed);
+    assert_int_equal(fake_seen(f->fake).unregisters, 0);
+}
+
 static void test_client_memory_refused_after_a_restart_is_told_as_that(void **state)
 {
     struct scene *f = *state;
@@ -252,6 +270,7 @@ int main(void)
         CASE(test_client_memory_each_chunk_is_watched),
         CASE(test_client_memory_many_buffers_are_watched),
         CASE(test_client_memory_freed_is_not_registered_again),
+        CASE(test_client_memory_freed_without_a_daemon),
         CASE(test_client_memory_refused_after_a_restart_is_told_as_that),
         CASE(test_client_memory_unknown_breaks_nothing),
         CASE(test_client_memory_no_gpu_memory_no_thread),
