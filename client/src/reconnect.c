@@ -86,11 +86,19 @@ struct restoration {
     struct mlacat_client *client;
     const struct server *server;
     int fd;
-    int64_t deadline;
     uint64_t last_id;
     struct ring_pages *pages; /* NULL: none is wanted, or the daemon gives none */
     struct error no_rings;    /* why */
 };
+
+/* The daemon has come back; it may take its time over thousands of buffers, but not over one. */
+static enum handshake_answer exchange(struct restoration *to, message *request, const struct wire_fds *fds, int body,
+                                      message **reply, struct wire_fds *passed, struct error *err)
+{
+    int64_t deadline = timing_now() + to->client->reconnect_timeout_ns;
+    request->request_id = ++to->last_id;
+    return handshake_exchange(to->fd, request, fds, body, deadline, reply, passed, err);
+}
 
 static bool is_ring_of_use(const struct mlacat_stream *stream)
 {
@@ -117,10 +125,8 @@ static bool restore_buffer(struct restoration *to, struct mlacat_buffer *buffer,
         return true;
     }
     message_register(&request, buffer);
-    request.envelope.request_id = ++to->last_id;
     enum handshake_answer answer =
-        handshake_exchange(to->fd, &request.envelope, &buffer->fds, MLACAT__V1__ENVELOPE__BODY_BUFFER_REGISTERED,
-                           to->deadline, &reply, NULL, err);
+        exchange(to, &request.envelope, &buffer->fds, MLACAT__V1__ENVELOPE__BODY_BUFFER_REGISTERED, &reply, NULL, err);
     if (answer == HANDSHAKE_DONE) {
         buffer->ref = message_buffer_ref(reply->buffer_registered->buffer);
         buffer->at_daemon = true;
@@ -146,9 +152,7 @@ static bool restore_event(struct restoration *to, struct mlacat_event *event, st
     enum handshake_answer answer = HANDSHAKE_REFUSED;
     if (event_check_server(to->server, err) == MLACAT_OK) {
         message_register_event(&request, event);
-        request.envelope.request_id = ++to->last_id;
-        answer = handshake_exchange(to->fd, &request.envelope, NULL, MLACAT__V1__ENVELOPE__BODY_EVENT_REGISTERED,
-                                    to->deadline, &reply, NULL, err);
+        answer = exchange(to, &request.envelope, NULL, MLACAT__V1__ENVELOPE__BODY_EVENT_REGISTERED, &reply, NULL, err);
     }
     if (answer == HANDSHAKE_DONE) {
         event->ref = message_event_ref(reply->event_registered->event);
@@ -175,9 +179,8 @@ static bool restore_stream(struct restoration *to, struct mlacat_stream *stream,
         return true;
     }
     message_open(&request, stream);
-    request.envelope.request_id = ++to->last_id;
-    enum handshake_answer answer = handshake_exchange(
-        to->fd, &request.envelope, NULL, MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, to->deadline, &reply, &passed, err);
+    enum handshake_answer answer =
+        exchange(to, &request.envelope, NULL, MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, &reply, &passed, err);
     if (answer == HANDSHAKE_DONE) {
         uint32_t limit = reply->stream_opened->calls;
         stream->ref = message_stream_ref(reply->stream_opened->stream);
@@ -213,11 +216,10 @@ static bool restore_pages(struct restoration *to, struct error *err)
                   to->server->info.version);
         return true;
     }
-    request.request_id = ++to->last_id;
     request.body_case = MLACAT__V1__ENVELOPE__BODY_OPEN_RINGS;
     request.open_rings = &body;
-    enum handshake_answer answer = handshake_exchange(to->fd, &request, NULL, MLACAT__V1__ENVELOPE__BODY_RINGS_OPENED,
-                                                      to->deadline, &reply, &passed, err);
+    enum handshake_answer answer =
+        exchange(to, &request, NULL, MLACAT__V1__ENVELOPE__BODY_RINGS_OPENED, &reply, &passed, err);
     if (answer == HANDSHAKE_DONE) {
         if (ring_pages_map(reply->rings_opened, &passed, &to->pages, err) != MLACAT_OK) {
             answer = HANDSHAKE_REFUSED;
@@ -305,7 +307,7 @@ static int make_connection(struct mlacat_client *client, int64_t deadline, struc
     for (;;) {
         int fd = -1;
         if (handshake_connect(client->socket, client->name, deadline, &fd, server, err) == MLACAT_OK) {
-            *to = (struct restoration){client, server, fd, deadline, HANDSHAKE_HELLO_ID, NULL, {0}};
+            *to = (struct restoration){client, server, fd, HANDSHAKE_HELLO_ID, NULL, {0}};
             if (restore(to, err)) {
                 return fd;
             }

@@ -186,6 +186,7 @@ static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *req
         break;
     case MLACAT__V1__ENVELOPE__BODY_REGISTER_BUFFER:
         fake->seen.registers++;
+        poll(NULL, 0, (int)fake->mode.slow_ms);
         if (!refuse(fake, fd, id, fake->mode.refuse_register)) {
             register_buffer(fake, fd, request, passed);
         }

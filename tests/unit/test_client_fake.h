@@ -43,6 +43,7 @@ struct fake_mode {
     bool old;             /* has no features: a message of one aborts */
     bool deaf;            /* read nothing */
     bool ignore;          /* read requests other than Hello, answer none */
+    unsigned slow_ms;     /* take so long for each RegisterBuffer */
     enum fake_register register_reply;
     enum mlacat_status code; /* of the refusals and of every call (0: OK) */
     enum mlacat_scope scope; /* with `code` of calls */

@@ -86,6 +86,20 @@ static void test_client_restart_restores_buffers_and_streams(void **state)
     assert_int_equal(fake_seen(f->fake).unregisters, 1);
 }
 
+/* All of them together take longer than a daemon may take to come back, or for one. */
+static void test_client_restart_of_a_daemon_that_takes_its_time(void **state)
+{
+    struct scene *f = *state;
+    struct mlacat_buffer *more[9];
+    for (int i = 0; i < 9; i++) {
+        assert_int_equal(mlacat_buffer_alloc(f->client, NULL, 64, &more[i]), MLACAT_OK);
+    }
+    fake_set(f->fake, (struct fake_mode){.slow_ms = 50});
+    fake_die(f->fake, NULL);
+    assert_int_equal(mlacat_run(f->stream, &f->call, NULL), MLACAT_OK);
+    assert_int_equal(fake_seen(f->fake).registers, 20);
+}
+
 static void test_client_restart_of_an_idle_client_is_seen_by_requests(void **state)
 {
     struct scene *f = *state;
@@ -478,6 +492,7 @@ int main(void)
         CASE(test_client_restart_ends_calls_in_flight),
         CASE(test_client_restart_reset_keeps_the_last_words),
         CASE(test_client_restart_restores_buffers_and_streams),
+        CASE(test_client_restart_of_a_daemon_that_takes_its_time),
         CASE(test_client_restart_of_an_idle_client_is_seen_by_requests),
         CASE(test_client_restart_ends_requests_in_flight),
         CASE(test_client_restart_gap_is_waited_out),

@@ -10,9 +10,10 @@
  *             same thread then says what was wrong, with which value, and what to do.
  *             A submit that returns an error never completes; one that returns MLACAT_OK completes exactly once.
  * Restart     When the daemon goes away, calls and requests in flight end with MLACAT_UNAVAILABLE and scope SESSION;
- *             the content of the calls' outputs is undefined. The next submit or request connects again, registers all
- *             buffers and events and opens all streams again, and waits up to `reconnect_timeout_ms` for that. Handles
- *             stay valid. What could not be restored gives MLACAT_FAILED_PRECONDITION when it is used; release it.
+ *             the content of the calls' outputs is undefined. The next submit or request connects again, for which it
+ *             waits up to `reconnect_timeout_ms`, then registers all buffers and events and opens all streams again,
+ *             which takes what the daemon needs (up to as long for each of them). Handles stay valid. What could not be
+ *             restored gives MLACAT_FAILED_PRECONDITION when it is used; release it.
  *             A daemon that drains ends new calls, and refuses new buffers and streams, with MLACAT_UNAVAILABLE and
  *             scope CALL: nothing was written. Those after that wait for it to go (within the same time) and then
  *             connect again.
