@@ -86,16 +86,15 @@ static enum mlacat_status open_here(struct mlacat_stream *stream, message **repl
     }
     message_open(&request, stream);
     if (request_make_passing(client, &request.envelope, REQUEST_THIS_CONNECTION,
-                             MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, reply, &passed, err) != MLACAT_OK) {
-        return err->code;
+                             MLACAT__V1__ENVELOPE__BODY_STREAM_OPENED, reply, &passed, err) == MLACAT_OK) {
+        if (ring_take_offer(stream, (*reply)->stream_opened, client->pages, &passed, err) == MLACAT_OK) {
+            ring_attach(stream, client->pages);
+        } else {
+            message_free(*reply);
+        }
     }
-    if (ring_take_offer(stream, (*reply)->stream_opened, client->pages, &passed, err) != MLACAT_OK) {
-        wire_close_fds(&passed);
-        message_free(*reply);
-        return err->code;
-    }
-    ring_attach(stream, client->pages);
-    return MLACAT_OK;
+    wire_close_fds(&passed);
+    return err->code;
 }
 
 enum mlacat_status ring_open_stream(struct mlacat_stream *stream, message **reply, struct error *err)

@@ -93,31 +93,34 @@ static bool hand_out(struct mlacat_client *client, const uint8_t *packet, size_t
     return true;
 }
 
-/* One packet with its descriptors. False: the packet is broken. */
-static bool hand_out_packet(struct mlacat_client *client, struct msghdr *header, const uint8_t *packet, size_t size)
+/* One packet. NULL, or why the connection ends with it. */
+static const char *hand_out_packet(struct mlacat_client *client, const struct mmsghdr *got, const uint8_t *packet,
+                                   struct wire_fds *passed)
 {
-    struct wire_fds passed = {0};
-    if (header->msg_controllen > 0) {
-        wire_take_fds(header, &passed);
+    /* No message of the protocol is empty: a packet of 0 bytes is how a socket says that the peer has closed. */
+    if (got->msg_len == 0) {
+        return "the daemon closed the connection";
     }
-    bool good = (header->msg_flags & MSG_TRUNC) == 0 && hand_out(client, packet, size, &passed);
-    wire_close_fds(&passed);
-    return good;
+    bool good = (got->msg_hdr.msg_flags & MSG_TRUNC) == 0 && hand_out(client, packet, got->msg_len, passed);
+    return good ? NULL : "the daemon sent a packet that is too long or does not parse";
 }
 
+/* What comes behind the end is dropped, but not the descriptors with it: they are open here already. */
 static void hand_out_batch(struct mlacat_client *client, struct mmsghdr *packets, int nr)
 {
+    const char *end = NULL;
     for (int i = 0; i < nr; i++) {
-        /* No message of the protocol is empty: a packet of 0 bytes is how a socket says that the peer has closed. */
-        if (packets[i].msg_len == 0) {
-            reconnect_end(client, "the daemon closed the connection");
-            return;
+        struct wire_fds passed = {0};
+        if (packets[i].msg_hdr.msg_controllen > 0) {
+            wire_take_fds(&packets[i].msg_hdr, &passed);
         }
-        const uint8_t *packet = client->incoming + (size_t)i * WIRE_PACKET_BYTES;
-        if (!hand_out_packet(client, &packets[i].msg_hdr, packet, packets[i].msg_len)) {
-            reconnect_end(client, "the daemon sent a packet that is too long or does not parse");
-            return;
+        if (end == NULL) {
+            end = hand_out_packet(client, &packets[i], client->incoming + (size_t)i * WIRE_PACKET_BYTES, &passed);
         }
+        wire_close_fds(&passed);
+    }
+    if (end != NULL) {
+        reconnect_end(client, end);
     }
 }
 

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -503,6 +504,26 @@ static void test_client_drops_what_it_did_not_ask_for(void **state)
     assert_int_equal(after, before);
 }
 
+/* The connection ends in the middle of a batch that one system call has read. */
+static void test_client_drops_what_comes_behind_the_end(void **state)
+{
+    struct scene *f = *state;
+    static const uint8_t garbage[] = {0xff, 0xff, 0xff};
+    int passed = eventfd(0, EFD_CLOEXEC);
+    int before = count_event_fds();
+    uint64_t ids[2];
+    fake_set(f->fake, (struct fake_mode){.hold = true});
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(mlacat_submit(f->stream, &f->call, &ids[i]), MLACAT_OK);
+    }
+    fake_await_calls(f->fake, 2);
+    fake_send_raw(f->fake, garbage, sizeof(garbage), passed);
+    fake_send_raw(f->fake, garbage, sizeof(garbage), passed);
+    assert_int_equal(mlacat_wait(f->stream, ids[0], -1, NULL), MLACAT_UNAVAILABLE);
+    assert_int_equal(count_event_fds(), before);
+    close(passed);
+}
+
 static void test_client_stream_close_waits_for_its_calls(void **state)
 {
     struct scene *f = *state;
@@ -540,6 +561,7 @@ int main(void)
         CASE(test_client_buffer_refuses_what_cannot_be),
         CASE(test_client_buffer_keeps_a_duplicate_of_the_callers_fd),
         CASE(test_client_drops_what_it_did_not_ask_for),
+        CASE(test_client_drops_what_comes_behind_the_end),
         CASE(test_client_stream_close_waits_for_its_calls),
     };
     return cmocka_run_group_tests_name("client_call", tests, NULL, NULL);

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -83,6 +84,46 @@ static void test_client_ring_not_for_callers_that_dispatch(void **state)
     assert_int_equal(open_with(client, MLACAT_TRANSPORT_AUTO, &stream), MLACAT_OK);
     assert_int_equal(mlacat_stream_transport(stream), MLACAT_TRANSPORT_MESSAGE);
     mlacat_disconnect(client);
+}
+
+struct opening {
+    struct scene *f;
+    pthread_t thread;
+    enum mlacat_status status;
+};
+
+static void *open_one_more(void *user)
+{
+    struct opening *opening = user;
+    struct mlacat_stream *stream;
+    opening->status = open_with(opening->f->client, MLACAT_TRANSPORT_RING, &stream);
+    return NULL;
+}
+
+static int lowest_free_fd(void)
+{
+    int fd = dup(STDERR_FILENO);
+    close(fd);
+    return fd;
+}
+
+/* Also when the connection ends behind the answer, the descriptor is there and the stream is not. */
+static void test_client_ring_closes_the_doorbell_of_no_stream(void **state)
+{
+    struct scene *f = *state;
+    struct opening opening = {.f = f};
+    fake_set(f->fake, (struct fake_mode){.rings = true, .ignore = true});
+    assert_int_equal(pthread_create(&opening.thread, NULL, open_one_more, &opening), 0);
+    fake_await_ignored(f->fake, 1);
+    int before = lowest_free_fd();
+    pthread_mutex_lock(&f->client->lock);
+    uint8_t id = (uint8_t)f->client->last_request_id;
+    pthread_mutex_unlock(&f->client->lock);
+    const uint8_t refusal[] = {0x08, id, 0x8a, 0x02, 0x04, 0x0a, 0x02, 0x08, MLACAT_NOT_FOUND}; /* an Answer */
+    fake_send_raw(f->fake, refusal, sizeof(refusal), STDERR_FILENO);
+    pthread_join(opening.thread, NULL);
+    assert_int_equal(opening.status, MLACAT_NOT_FOUND);
+    assert_int_equal(lowest_free_fd(), before);
 }
 
 /* ---------------------------------------------------------------------------------------------------- calls */
@@ -411,6 +452,7 @@ int main(void)
         TEST(test_client_ring_none_is_left),
         TEST(test_client_ring_a_daemon_without),
         TEST(test_client_ring_not_for_callers_that_dispatch),
+        TEST(test_client_ring_closes_the_doorbell_of_no_stream),
         TEST(test_client_ring_entry_says_what_the_call_says),
         TEST(test_client_ring_tells_what_no_entry_can_say),
         TEST(test_client_ring_failed_call_has_its_text),
