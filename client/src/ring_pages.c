@@ -2,9 +2,11 @@
 #include "ring_pages.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #define RINGS_MAX 65536u
 #define ENTRIES_MAX (1u << 20)
@@ -29,6 +31,14 @@ static bool makes_sense(const Mlacat__V1__RingsOpened *told)
            fits(told->submissions_offset, entries, sizeof(struct mlacat_ring_submission), told->client_bytes) &&
            fits(told->completions_offset, entries, sizeof(struct mlacat_ring_completion), told->daemon_bytes) &&
            fits(told->messages_offset, entries, MLACAT_ABI_MESSAGE_BYTES, told->daemon_bytes);
+}
+
+/* Whether the file has so many bytes, and keeps them: a look past its end would end the program with SIGBUS. */
+static bool holds(int fd, uint64_t bytes)
+{
+    struct stat file;
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && (seals & F_SEAL_SHRINK) != 0 && fstat(fd, &file) == 0 && (uint64_t)file.st_size >= bytes;
 }
 
 static unsigned char *map(int fd, size_t bytes, int protection)
@@ -61,6 +71,13 @@ enum mlacat_status ring_pages_map(const Mlacat__V1__RingsOpened *told, const str
                          "the daemon's rings make no sense (%u rings of %u entries, %u descriptors); install the same "
                          "version of both",
                          told->rings, told->entries, fds->nr);
+    }
+    if (!holds(fds->fd[0], told->client_bytes) || !holds(fds->fd[1], told->daemon_bytes)) {
+        return error_set(
+            err, MLACAT_INTERNAL,
+            "the pages of the daemon's rings are shorter than the %llu and %llu bytes that it told, or not "
+            "sealed; install the same version of both",
+            (unsigned long long)told->client_bytes, (unsigned long long)told->daemon_bytes);
     }
     struct ring_pages *made = calloc(1, sizeof(*made));
     if (made == NULL) {

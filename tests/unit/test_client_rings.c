@@ -227,9 +227,9 @@ static void *run(void *user)
 
 static unsigned char *make_page(const char *name, uint64_t bytes, int *fd)
 {
-    *fd = memfd_create(name, MFD_CLOEXEC);
+    *fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     void *at = MAP_FAILED;
-    if (*fd >= 0 && ftruncate(*fd, (off_t)bytes) == 0) {
+    if (*fd >= 0 && ftruncate(*fd, (off_t)bytes) == 0 && fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0) {
         at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
     }
     if (at == MAP_FAILED) {
