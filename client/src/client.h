@@ -70,7 +70,8 @@ struct mlacat_stream {
     struct wire_ref ref;
     bool on_host;        /* the device is of kind host; fixed */
     struct ring *ring;   /* NULL: calls go as messages; fixed. With a ring its lock guards what follows (ring.h) */
-    struct error broken; /* not OK: why it could not be opened again after a restart; always with the client's lock */
+    struct error broken; /* not OK: why it could not be opened again after a restart; with the client's lock, or, while
+                            one is connecting, that thread's alone */
     bool closing;
     struct error failure; /* not OK: of the first stream-ordered call that failed */
     struct slot *slots;   /* fixed */

@@ -36,8 +36,9 @@ enum {
 enum { CUDA_MEMORY_DEVICE = 2, CUDA_HANDLE_POSIX_FD = 1, CUDA_CAPTURE_RELAXED = 2 };
 enum { CUDA_HOST_REGISTER_PORTABLE = 1, CUDA_HOST_REGISTER_DEVICEMAP = 2, CUDA_WAIT_GREATER_OR_EQUAL = 0 };
 
-/* CUresult: an address that the driver does not know is an invalid value. */
-enum { CUDA_RESULT_OK = 0, CUDA_RESULT_INVALID_VALUE = 1 };
+/* CUresult: an address that the driver does not know is an invalid value; the legacy stream, asked while another one is
+ * being captured, would be drawn into that. */
+enum { CUDA_RESULT_OK = 0, CUDA_RESULT_INVALID_VALUE = 1, CUDA_RESULT_CAPTURE_IMPLICIT = 906 };
 
 enum mlacat_status cuda_driver(const struct cuda_driver **driver);
 

@@ -224,9 +224,10 @@ static enum mlacat_status make_room(struct mlacat_stream *stream, struct error *
         }
         ring_publish(ring);
         ring_pause(stream, &look, TIMING_NEVER);
-        if (ring->pages == NULL || stream->closing) {
-            error_set(err, MLACAT_UNAVAILABLE, "the %s while the ring was full; submit again",
-                      stream->closing ? "stream was closed" : "connection ended");
+        if (ring->pages == NULL) {
+            return error_set(err, MLACAT_UNAVAILABLE, "the connection ended while the ring was full; submit again");
+        }
+        if (check_stream(stream, err) != MLACAT_OK) {
             return err->code;
         }
     }

@@ -42,13 +42,13 @@ static enum mlacat_status check_capture(const struct cuda_driver *cuda, void *cu
 {
     int capturing = 0;
     int result = cuda->cuStreamIsCapturing(cu_stream, &capturing);
-    if (result != 0 || capturing != 0) {
+    if (capturing != 0 || result == CUDA_RESULT_CAPTURE_IMPLICIT) {
         return error_set(err, MLACAT_FAILED_PRECONDITION,
                          "the CUDA stream is being captured into a graph (%d, %d), where a call of the service cannot "
                          "be: submit outside of the capture",
                          result, capturing);
     }
-    return MLACAT_OK;
+    return result == CUDA_RESULT_OK ? MLACAT_OK : fail_driver("cuStreamIsCapturing", result, err);
 }
 
 /* Two CUDA streams on one line of calls would wait for each other's work. */
@@ -273,7 +273,9 @@ enum mlacat_status mlacat_stream_status(struct mlacat_stream *stream)
     }
     if (err.code == MLACAT_OK) {
         pthread_mutex_lock(&stream->client->lock);
-        err = stream->broken;
+        if (!stream->client->connecting) { /* else it is being found out */
+            err = stream->broken;
+        }
         pthread_mutex_unlock(&stream->client->lock);
     }
     return err.code == MLACAT_OK ? MLACAT_OK : error_raise(&err);

@@ -52,7 +52,7 @@ static enum mlacat_status check_wait(const struct mlacat_stream *stream, const s
     if (stream->ring != NULL) {
         return error_set(err, MLACAT_FAILED_PRECONDITION,
                          "a call of a stream with a ring cannot wait for an event; open the stream with "
-                         "MLACAT_TRANSPORT_MESSAGE, or submit with mlacat_submit_on_stream");
+                         "MLACAT_TRANSPORT_MESSAGE, or leave `wait` NULL and use mlacat_submit_on_stream");
     }
     if (event->broken.code != MLACAT_OK) {
         *err = event->broken;

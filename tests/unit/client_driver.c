@@ -67,9 +67,9 @@ static int leave(int result)
 
 static int is_capturing(void *stream, int *status)
 {
-    enter(CLIENT_DRIVER_NONE);
+    int result = enter(CLIENT_DRIVER_CAPTURING);
     *status = stream_of(stream)->capturing;
-    return leave(0);
+    return leave(result);
 }
 
 static int get_id(void *stream, unsigned long long *id)

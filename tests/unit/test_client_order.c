@@ -296,6 +296,9 @@ static void test_client_order_failed_call_lets_go_and_fails_the_stream(void **st
 static void test_client_order_driver_that_fails(void **state)
 {
     struct scene *f = *state;
+    client_driver_fail(CLIENT_DRIVER_CAPTURING); /* a CUDA stream that is none, say */
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_INTERNAL);
+    assert_non_null(strstr(mlacat_error_message(), "cuStreamIsCapturing: 999"));
     client_driver_fail(CLIENT_DRIVER_REGISTER);
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_INTERNAL);
     client_driver_fail(CLIENT_DRIVER_ADDRESS);
