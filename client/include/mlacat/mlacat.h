@@ -7,8 +7,15 @@
  * Threads     Every function may be called from any thread, also on the same handle. Do not use a handle that another
  *             thread is releasing. Callbacks run where `dispatch` of mlacat_connect_options says.
  * Errors      A function that returns enum mlacat_status returns MLACAT_OK or the reason; mlacat_error_message() of the
- *             same thread then says what was wrong, with which value, and what to do.
+ *             same thread then says what was wrong, with which value, and what to do. The comments below name the codes
+ *             with a meaning of their own; any function may also return INVALID_ARGUMENT (a NULL or a wrong `size`),
+ *             FAILED_PRECONDITION (a forked child), RESOURCE_EXHAUSTED (memory) and, where it asks the daemon,
+ *             UNAVAILABLE.
  *             A submit that returns an error never completes; one that returns MLACAT_OK completes exactly once.
+ * Blocking    What asks the daemon (all but names, buffer_data and the like) waits for its answer as long as the
+ *             connection lasts; only mlacat_connect, mlacat_wait and mlacat_dispatch have time limits.
+ * Ownership   Strings and structs that are given in are copied before the function returns. Handles that come out are
+ *             the caller's until the function that releases them.
  * Restart     When the daemon goes away, calls and requests in flight end with MLACAT_UNAVAILABLE and scope SESSION;
  *             the content of the calls' outputs is undefined. The next submit or request connects again, for which it
  *             waits up to `reconnect_timeout_ms`, then registers all buffers and events and opens all streams again,
@@ -28,7 +35,8 @@
  *             thread that waits, within 100 ms.
  * Structs     that begin with `size` have it set to their sizeof by the caller, so that program and library may be of
  *             different age: members that one side does not know count as 0.
- *             Structs that are elements of an array (mlacat_tensor, mlacat_op_stats, mlacat_client_stats) never change.
+ *             Structs that are elements of an array (mlacat_tensor, mlacat_op_stats, mlacat_device_stats,
+ *             mlacat_client_stats) never change.
  *             mlacat_stats comes from the library and may get more members at its end.
  */
 #ifndef MLACAT_MLACAT_H
@@ -61,7 +69,12 @@ enum mlacat_scope {
     MLACAT_SCOPE_END_ = 6
 };
 
-/* MLACAT_OP_CONCAT_MLA_K = 1, MLACAT_OP_CONCAT_MLA_ABSORB_Q = 2 (mlacat_ops.def). */
+/*
+ * What a call does; operands in the order of mlacat_call.operand (mlacat_ops.def). Bits are copied as they are. Any
+ * extent may be 0.
+ *     MLACAT_OP_CONCAT_MLA_K = 1:         k [N,H,P+R] = k_nope [N,H,P], then k_rope [N,1,R], which all H share
+ *     MLACAT_OP_CONCAT_MLA_ABSORB_Q = 2:  out [D0,D1,A+B] = a [D0,D1,A], then b [D0,D1,B]
+ */
 #define MLACAT_OP(number, enum_name, name, out, first, second, second_rows, dim0, dim1, w1, w2) \
     MLACAT_OP_##enum_name = number,
 enum mlacat_op {
@@ -81,7 +94,7 @@ struct mlacat_stream;
 struct mlacat_buffer;
 struct mlacat_event;
 
-#define MLACAT_MESSAGE_BYTES 240
+#define MLACAT_MESSAGE_BYTES 240 /* of a text, with its NUL */
 
 /* ------------------------------------------------------------------------------------------------ errors, names */
 
@@ -136,8 +149,9 @@ struct mlacat_connect_options {
 MLACAT_API enum mlacat_status mlacat_connect(const struct mlacat_connect_options *options,
                                              struct mlacat_client **client);
 
-/* Ends the calls in flight with UNAVAILABLE, releases every buffer and stream of the client (their handles are then
- * gone) and frees it. Callbacks that are due run before it returns. NULL is fine. Not from a callback. */
+/* Ends the calls in flight with UNAVAILABLE, releases every buffer, event and stream of the client (their handles are
+ * then gone) and frees it. Callbacks that are due run before it returns. It may take 2 s with stream-ordered calls in
+ * flight. NULL is fine. Not from a callback, and not while another thread is in a function on the client. */
 MLACAT_API void mlacat_disconnect(struct mlacat_client *client);
 
 struct mlacat_server_info {
@@ -146,29 +160,30 @@ struct mlacat_server_info {
     uint32_t pid;        /* in the daemon's pid namespace */
     uint8_t boot_id[16]; /* new at each start of the daemon */
     uint32_t devices;
+    /* what one client may have */
     uint32_t max_streams;
     uint32_t max_buffers;
-    uint64_t max_mapped_bytes;
-    uint32_t max_stream_calls;
-    uint32_t max_calls;
-    uint32_t reconnects; /* of this client, so far */
-    uint32_t max_events; /* 0: the daemon knows no events */
+    uint64_t max_mapped_bytes; /* buffers, those of descriptors in full, and rings */
+    uint32_t max_stream_calls; /* in flight on one stream */
+    uint32_t max_calls;        /* in flight on all streams of messages together */
+    uint32_t reconnects;       /* of this client, so far */
+    uint32_t max_events;       /* 0: the daemon knows no events */
 };
 
-/* What the daemon said at the last Welcome. */
+/* What the daemon said when this client last connected. Does not ask it. */
 MLACAT_API enum mlacat_status mlacat_server_info(struct mlacat_client *client, struct mlacat_server_info *info);
 
 struct mlacat_device_info {
     size_t size;
-    char uuid[64]; /* "host", "GPU-...": how the device is named everywhere */
-    char kind[16]; /* "host", "cuda" */
-    char name[128];
+    char uuid[64];  /* "host", "GPU-...": how the device is named everywhere */
+    char kind[16];  /* "host", "cuda" */
+    char name[128]; /* for people */
     uint32_t available;
     char reason[240]; /* why it is not available */
-    uint32_t workers;
+    uint32_t workers; /* threads of the daemon that drive its streams */
 };
 
-/* Device `index` < mlacat_server_info.devices; OUT_OF_RANGE past that. */
+/* Device `index` < mlacat_server_info.devices, as of when this client last connected; OUT_OF_RANGE past that. */
 MLACAT_API enum mlacat_status mlacat_device_info(struct mlacat_client *client, uint32_t index,
                                                  struct mlacat_device_info *info);
 
@@ -177,15 +192,17 @@ MLACAT_API enum mlacat_status mlacat_device_info(struct mlacat_client *client, u
 /*
  * Makes memory of `bytes` (> 0) that both this process and the device can use, zeroed, and registers it.
  * `device`: a UUID of mlacat_device_info; NULL: the first available one. On the host device it is a sealed memfd,
- * mapped here. NOT_FOUND (no such device), RESOURCE_EXHAUSTED (memory, descriptors, the daemon's limits), UNAVAILABLE,
- * UNIMPLEMENTED (a GPU: use mlacat_buffer_register_ptr).
+ * mapped here. NOT_FOUND (no such device), RESOURCE_EXHAUSTED (memory, descriptors, the daemon's limits), UNAVAILABLE
+ * (also: no device is available), UNIMPLEMENTED (a GPU: use mlacat_buffer_register_ptr).
  */
 MLACAT_API enum mlacat_status mlacat_buffer_alloc(struct mlacat_client *client, const char *device, size_t bytes,
                                                   struct mlacat_buffer **buffer);
 
 /*
  * Registers the part [0, bytes) of a memfd of the caller with the host device. It must be sealed with F_SEAL_SHRINK.
- * The descriptor stays the caller's (the library keeps a duplicate); it is not mapped here.
+ * The descriptor stays the caller's (the library keeps a duplicate); it is not mapped here. INVALID_ARGUMENT: no open
+ * descriptor, or no memfd of ordinary pages that can be written. FAILED_PRECONDITION: not sealed, or sealed against
+ * writing. The rest as mlacat_buffer_alloc.
  */
 MLACAT_API enum mlacat_status mlacat_buffer_register_fd(struct mlacat_client *client, const char *device, int fd,
                                                         size_t bytes, struct mlacat_buffer **buffer);
@@ -208,6 +225,7 @@ MLACAT_API enum mlacat_status mlacat_buffer_register_ptr(struct mlacat_client *c
 
 /* The memory in this process, until the release; NULL for mlacat_buffer_register_fd and mlacat_buffer_register_ptr. */
 MLACAT_API void *mlacat_buffer_data(const struct mlacat_buffer *buffer);
+/* As registered. NULL: 0. */
 MLACAT_API size_t mlacat_buffer_bytes(const struct mlacat_buffer *buffer);
 /* The UUID of the device that it is registered with, until the release. NULL: NULL. */
 MLACAT_API const char *mlacat_buffer_device(const struct mlacat_buffer *buffer);
@@ -258,7 +276,8 @@ struct mlacat_stream_options {
     enum mlacat_transport transport;
 };
 
-/* An ordered lane on one device: its calls run one after the other. `device` as in mlacat_buffer_alloc. */
+/* An ordered lane on one device: its calls run one after the other; streams run side by side. `device` as in
+ * mlacat_buffer_alloc. NOT_FOUND: no such device. RESOURCE_EXHAUSTED: max_streams of the client are open. */
 MLACAT_API enum mlacat_status mlacat_stream_open(struct mlacat_client *client, const char *device,
                                                  struct mlacat_stream **stream);
 /*
@@ -276,15 +295,15 @@ MLACAT_API enum mlacat_transport mlacat_stream_transport(const struct mlacat_str
 MLACAT_API void mlacat_stream_close(struct mlacat_stream *stream);
 
 /* One operand: element [i,j,t] is at buffer + offset_bytes + (i*strides[0] + j*strides[1] + t*strides[2]) * element
- * size. */
+ * size. All of it must lie within the buffer. Any alignment will do. */
 struct mlacat_tensor {
     struct mlacat_buffer *buffer;
-    uint64_t offset_bytes;
-    uint64_t shape[3];
-    int64_t strides[3]; /* elements; strides[2] is 1; the others may be 0 (inputs) or negative */
+    uint64_t offset_bytes; /* of element [0,0,0] */
+    uint64_t shape[3];     /* elements */
+    int64_t strides[3];    /* elements; strides[2] is 1; the others may be 0 (inputs) or negative */
 };
 
-/* A row-major tensor without gaps. */
+/* A row-major tensor [d0, d1, d2] (elements) without gaps. Checks nothing: the call does. */
 MLACAT_API struct mlacat_tensor mlacat_tensor_contiguous(struct mlacat_buffer *buffer, uint64_t offset_bytes,
                                                          uint64_t d0, uint64_t d1, uint64_t d2);
 
@@ -301,18 +320,18 @@ struct mlacat_result {
     uint64_t device_ns; /* from the launch to the end */
 };
 
-/* Runs once when the call ends. May submit (but then waits itself while the daemon is away); must not wait, close a
- * stream or disconnect. */
+/* Runs once when the call ends; `result` is gone when it returns. May submit (but then waits itself while the daemon is
+ * away); must not wait, close a stream or disconnect. */
 typedef void (*mlacat_done_cb)(void *user, uint64_t call_id, const struct mlacat_result *result);
 
 struct mlacat_call {
     size_t size; /* sizeof(struct mlacat_call) */
     enum mlacat_op op;
     enum mlacat_dtype dtype;         /* of all operands */
-    struct mlacat_tensor operand[3]; /* output, first input, second input: mlacat_ops.def names them */
-    uint64_t deadline_us;            /* not launched by then: DEADLINE_EXCEEDED; 0: none */
-    mlacat_done_cb done;             /* NULL: the result is kept for mlacat_wait */
-    void *user;
+    struct mlacat_tensor operand[3]; /* output, first input, second input: shapes at enum mlacat_op */
+    uint64_t deadline_us; /* not launched so long after the daemon has it: ends with DEADLINE_EXCEEDED; 0: none */
+    mlacat_done_cb done;  /* NULL: the result is kept for mlacat_wait */
+    void *user;           /* for `done` */
     /*
      * NULL: the operands are ready. Else the call, and with it those behind it on its stream, is launched when the most
      * recent record of the event has completed: record it before the submit, and not again before the call has ended.
@@ -331,15 +350,18 @@ struct mlacat_call {
  * that could not be restored after a restart, or GPU memory that was freed since it was registered. INVALID_ARGUMENT: a
  * wrong size, an operand without buffer, a buffer or an event of another client. On a stream that a stream-ordered call
  * has failed, that call's error. Everything else that is wrong with a call is told in its result: the daemon checks it,
- * once. Blocks while the socket or the ring is full; takes in completions meanwhile, but runs no callback.
+ * once. It ends with INVALID_ARGUMENT (shapes or strides that do not fit the op, an operand that reaches past its
+ * buffer or is on another device, an output that overlaps itself or an input), UNIMPLEMENTED (no such
+ * op), DEADLINE_EXCEEDED, CANCELLED, UNAVAILABLE, or with what happened to the device. Blocks while the socket or the
+ * ring is full; takes in completions meanwhile, but runs no callback.
  */
 MLACAT_API enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlacat_call *call,
                                             uint64_t *call_id);
 
 /*
  * The same for `nr` calls in as few packets as they fit into; each of `calls` has the size of the first.
- * *submitted (may be NULL): how many were taken, in order, whatever is returned; ids of these are in call_ids (may be
- * NULL).
+ * *submitted (may be NULL): how many were taken, in order, whatever is returned; an error is about the next one. Ids of
+ * these are in call_ids; NULL if all have callbacks: the result of one without could not be taken.
  */
 MLACAT_API enum mlacat_status mlacat_submit_batch(struct mlacat_stream *stream, const struct mlacat_call *calls,
                                                   size_t nr, uint64_t *call_ids, size_t *submitted);
@@ -358,8 +380,8 @@ MLACAT_API enum mlacat_status mlacat_wait(struct mlacat_stream *stream, uint64_t
 MLACAT_API enum mlacat_status mlacat_run(struct mlacat_stream *stream, const struct mlacat_call *call,
                                          struct mlacat_result *result);
 
-/* Drops a call that is not launched yet: it ends with CANCELLED (wait for it all the same). FAILED_PRECONDITION: too
- * late, it will finish. NOT_FOUND: it has ended. */
+/* Drops a call that is not launched yet: it ends with CANCELLED (wait for it all the same). Waits for the daemon's
+ * answer. FAILED_PRECONDITION: too late, it will finish. NOT_FOUND: it has ended. UNAVAILABLE: the connection has. */
 MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64_t call_id);
 
 /*
@@ -372,17 +394,18 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * not and cannot be waited for: synchronise with the CUDA stream. *call_id (may be NULL) is for mlacat_cancel. Blocks,
  * like a kernel launch, while as many calls are in flight as the stream may have.
  *
- * A call that fails lets the CUDA stream go on all the same, and the mlacat stream is then failed: each later submit,
- * and mlacat_stream_status, returns the code and the message of the first one that did; nothing is ever repeated. The
- * same with UNAVAILABLE when the daemon goes away: the CUDA stream is let go on when the daemon has exited. The content
- * of outputs is undefined then. mlacat_disconnect and the close of a failed stream let it go on too.
+ * A call that fails or is cancelled lets the CUDA stream go on all the same, and the mlacat stream is then failed: each
+ * later submit, and mlacat_stream_status, returns the code and the message of the first one that did; nothing is ever
+ * repeated. The same with UNAVAILABLE when the daemon goes away: the CUDA stream is let go on when the daemon has
+ * exited. The content of outputs is undefined then. mlacat_disconnect and the close of a failed stream let it go on,
+ * too.
  *
  * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
  * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one; this process
  * does not use CUDA), INVALID_ARGUMENT (`call` has a callback, or is wrong in a way that needs no daemon to see),
- * UNAVAILABLE (a stream that was closed had the ring, and its CUDA stream has not come to its last calls for 2 s), the
- * rest as mlacat_submit. INTERNAL with scope STREAM: the driver failed midway, the call may still run, and the stream
- * is failed.
+ * UNAVAILABLE (a stream that was closed had the ring, and its CUDA stream has not come to its last calls for 2 s),
+ * INTERNAL with scope CALL (the CUDA driver failed), the rest as mlacat_submit. INTERNAL with scope STREAM: the driver
+ * failed midway, the call may still run, and the stream is failed.
  */
 MLACAT_API enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stream, const struct mlacat_call *call,
                                                       void *cu_stream, uint64_t *call_id);
@@ -392,7 +415,7 @@ MLACAT_API enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stre
 MLACAT_API enum mlacat_status mlacat_stream_status(struct mlacat_stream *stream);
 
 /* A descriptor that is readable when mlacat_dispatch has something to do, the same for the life of the client; the
- * library's: do not read or close it. With MLACAT_DISPATCH_THREAD: -1. */
+ * library's: do not read or close it. With MLACAT_DISPATCH_THREAD, NULL, and in a forked child: -1. */
 MLACAT_API int mlacat_client_fd(struct mlacat_client *client);
 
 /* Takes what has arrived, runs callbacks, at most timeout_us (-1: until something arrived, 0: only looks). MLACAT_OK
@@ -407,6 +430,7 @@ struct mlacat_op_stats {
     char device[64];
     uint64_t calls; /* that ended with OK */
     uint64_t bytes; /* read and written by them */
+    /* as of mlacat_result, of the calls since the daemon's start */
     uint64_t queue_ns_p50;
     uint64_t queue_ns_p99;
     uint64_t device_ns_p50;
@@ -430,12 +454,12 @@ struct mlacat_device_stats {
 
 struct mlacat_client_stats {
     char name[64];
-    uint32_t pid;
+    uint32_t pid; /* in the daemon's pid namespace */
     uint32_t uid;
     uint32_t streams;
     uint32_t buffers;
     uint64_t mapped_bytes;
-    uint64_t calls;
+    uint64_t calls; /* submitted so far */
     uint32_t calls_in_flight;
 };
 
@@ -446,9 +470,9 @@ struct mlacat_stats {
     uint32_t buffers;
     uint64_t mapped_bytes;
     uint32_t calls_in_flight;
-    uint64_t clients_total;
-    uint64_t clients_refused;
-    uint64_t sessions_broken;
+    uint64_t clients_total;                /* accepted since the daemon's start */
+    uint64_t clients_refused;              /* by their user or by max_clients */
+    uint64_t sessions_broken;              /* ended by the daemon because the client broke the protocol */
     uint64_t outcomes[MLACAT_STATUS_END_]; /* calls by status */
     uint32_t ops_nr;
     const struct mlacat_op_stats *ops;
@@ -458,22 +482,25 @@ struct mlacat_stats {
     const struct mlacat_device_stats *devices;
 };
 
-/* Statistics of the daemon; free with mlacat_stats_free. */
+/* Statistics of the daemon. They and their arrays are the caller's until mlacat_stats_free (NULL is fine). */
 MLACAT_API enum mlacat_status mlacat_stats(struct mlacat_client *client, struct mlacat_stats **stats);
 MLACAT_API void mlacat_stats_free(struct mlacat_stats *stats);
 
 struct mlacat_health {
     size_t size;
-    uint32_t live;
-    uint32_t ready;
-    char reason[MLACAT_MESSAGE_BYTES];
+    uint32_t live;                     /* 1: it answers */
+    uint32_t ready;                    /* 1: it takes calls, and every device with work in flight makes progress */
+    char reason[MLACAT_MESSAGE_BYTES]; /* why it is not ready */
 };
 
+/* MLACAT_OK also when it is not ready: see `ready`. */
 MLACAT_API enum mlacat_status mlacat_health(struct mlacat_client *client, struct mlacat_health *health);
 
-/* Root and the daemon's user only: PERMISSION_DENIED for others. The daemon finishes what is in flight and exits. */
+/* Root and the daemon's user only: PERMISSION_DENIED for others. The daemon finishes what is in flight and exits; this
+ * returns when it has begun to. */
 MLACAT_API enum mlacat_status mlacat_drain(struct mlacat_client *client);
-/* "error", "warning", "info", "debug". Likewise. */
+/* What the daemon logs from now on: "error", "warning", "info" or "debug"; INVALID_ARGUMENT for another. Root and the
+ * daemon's user only. */
 MLACAT_API enum mlacat_status mlacat_set_log_level(struct mlacat_client *client, const char *level);
 
 #ifdef __cplusplus
