@@ -34,13 +34,14 @@ static json_t *client_json(const struct mlacat_client_stats *client)
 
 static json_t *device_json(const struct mlacat_device_stats *device)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", device->device, "imports_first",
-                     (json_int_t)device->imports_first, "imports_known", (json_int_t)device->imports_known, "releases",
-                     (json_int_t)device->releases, "import_first_ns_p50", (json_int_t)device->import_first_ns_p50,
-                     "import_first_ns_p99", (json_int_t)device->import_first_ns_p99, "import_known_ns_p50",
-                     (json_int_t)device->import_known_ns_p50, "import_known_ns_p99",
-                     (json_int_t)device->import_known_ns_p99, "release_ns_p50", (json_int_t)device->release_ns_p50,
-                     "release_ns_p99", (json_int_t)device->release_ns_p99);
+    return json_pack(
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", device->device, "imports_first",
+        (json_int_t)device->imports_first, "imports_known", (json_int_t)device->imports_known, "releases",
+        (json_int_t)device->releases, "import_first_ns_p50", (json_int_t)device->import_first_ns_p50,
+        "import_first_ns_p99", (json_int_t)device->import_first_ns_p99, "import_known_ns_p50",
+        (json_int_t)device->import_known_ns_p50, "import_known_ns_p99", (json_int_t)device->import_known_ns_p99,
+        "release_ns_p50", (json_int_t)device->release_ns_p50, "release_ns_p99", (json_int_t)device->release_ns_p99,
+        "memory_released", (json_int_t)device->memory_released, "memory_closed", (json_int_t)device->memory_closed);
 }
 
 static void print_json(const struct mlacat_stats *stats)

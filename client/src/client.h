@@ -149,7 +149,7 @@ struct mlacat_client {
     uint32_t reconnects;
     struct error last_words; /* why the last connection ended, or the daemon said it will */
     struct server server;
-    pthread_cond_t changed; /* `connecting` is over, or a stream's callbacks have run */
+    pthread_cond_t changed; /* `connecting` is over, a stream's callbacks have run, or a round of the watch */
 
     /* reading: one waiting thread at a time is the reader, the others are parked */
     bool reading;
@@ -186,7 +186,10 @@ struct mlacat_client {
 
     /* the watch over GPU memory (memory_watch.h) */
     bool watch_started;
-    bool watch_idle; /* its thread sleeps until a buffer comes */
+    bool watch_idle;      /* its thread sleeps until a buffer comes */
+    uint64_t watch_begun; /* rounds of looking at all buffers */
+    uint64_t watch_ended;
+    uint64_t watch_wanted; /* the last round that mlacat_reclaim waits for */
     pthread_t watch;
     pthread_cond_t watch_due;
 };

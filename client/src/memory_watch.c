@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "memory_watch.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,10 +9,12 @@
 #include "buffer.h"
 #include "cuda_driver.h"
 #include "reconnect.h"
+#include "request.h"
 #include "thread.h"
 #include "timing.h"
 
 #define PERIOD_NS (50 * TIMING_MS)
+#define RECLAIM_STEP_NS (2 * TIMING_MS)
 
 /* ---------------------------------------------------------------------------------------------------- one buffer */
 
@@ -183,6 +186,11 @@ static void unregister_freed(struct mlacat_client *client)
     }
 }
 
+static bool is_round_wanted(const struct mlacat_client *client)
+{
+    return client->watch_begun < client->watch_wanted;
+}
+
 static void wait_for_work(struct mlacat_client *client)
 {
     if (has_watched(client)) {
@@ -199,10 +207,14 @@ static void *run(void *user)
     struct mlacat_client *client = user;
     pthread_mutex_lock(&client->lock);
     while (!client->stopping) {
+        uint64_t round = ++client->watch_begun;
         look_at_all(client);
         unregister_freed(client);
+        client->watch_ended = round;
+        pthread_cond_broadcast(&client->changed); /* mlacat_reclaim */
         /* The lock was free meanwhile: what came then has signalled in vain. */
-        if (!client->stopping && !client->connecting && find_to_unregister(client) == NULL) {
+        if (!client->stopping && !client->connecting && find_to_unregister(client) == NULL &&
+            !is_round_wanted(client)) {
             wait_for_work(client);
         }
     }
@@ -244,4 +256,94 @@ void memory_watch_stop(struct mlacat_client *client)
         pthread_join(client->watch, NULL);
         pthread_mutex_lock(&client->lock);
     }
+}
+
+/* ---------------------------------------------------------------------------------------------------- at once */
+
+/* Asks for a round that begins after now, and waits for its end: false when the time is over first. */
+static bool await_round(struct mlacat_client *client, int64_t deadline)
+{
+    uint64_t wanted = client->watch_begun + 1;
+    client->watch_wanted = wanted;
+    pthread_cond_signal(&client->watch_due);
+    while (client->watch_ended < wanted) {
+        if (timing_cond_wait(&client->changed, &client->lock, deadline) == ETIMEDOUT) {
+            return client->watch_ended >= wanted;
+        }
+    }
+    return true;
+}
+
+/* How far the daemon is. */
+struct reclaim {
+    bool marked;
+    uint64_t until[CLIENT_DEVICES_MAX]; /* once marked: what memory_closed of each device has to reach */
+};
+
+/* Whether all is closed that this client has given up. Older daemons do not tell: it is so in a moment. */
+static bool is_closed(struct reclaim *reclaim, const Mlacat__V1__Stats *stats)
+{
+    bool closed = true;
+    bool leaving = false;
+    for (size_t i = 0; i < stats->n_devices && i < CLIENT_DEVICES_MAX; i++) {
+        const Mlacat__V1__DeviceStats *device = stats->devices[i];
+        leaving |= device->memory_leaving > 0;
+        if (!reclaim->marked) {
+            reclaim->until[i] = device->memory_released;
+        }
+        closed &= device->memory_closed >= reclaim->until[i];
+    }
+    reclaim->marked |= !leaving;
+    return reclaim->marked && closed;
+}
+
+/* Asks the daemon until it has. */
+static enum mlacat_status await_closed(struct mlacat_client *client, int64_t deadline, struct error *err)
+{
+    struct reclaim reclaim = {.marked = false};
+    for (;;) {
+        message *reply;
+        message request = MLACAT__V1__ENVELOPE__INIT;
+        Mlacat__V1__StatsRequest body = MLACAT__V1__STATS_REQUEST__INIT;
+        request.body_case = MLACAT__V1__ENVELOPE__BODY_STATS_REQUEST;
+        request.stats_request = &body;
+        if (request_make_until(client, &request, REQUEST_THIS_CONNECTION, MLACAT__V1__ENVELOPE__BODY_STATS, deadline,
+                               &reply, err) != MLACAT_OK) {
+            return err->code;
+        }
+        bool closed = is_closed(&reclaim, reply->stats);
+        message_free(reply);
+        if (closed) {
+            return MLACAT_OK;
+        }
+        if (timing_now() >= deadline) {
+            return error_set(err, MLACAT_DEADLINE_EXCEEDED, "calls use it, or other memory is closed first");
+        }
+        int64_t step = timing_now() + RECLAIM_STEP_NS;
+        timing_cond_wait(&client->changed, &client->lock, step < deadline ? step : deadline);
+    }
+}
+
+enum mlacat_status mlacat_reclaim(struct mlacat_client *client, int64_t timeout_us)
+{
+    enum mlacat_status status = client_check(client);
+    int64_t deadline = timing_deadline(timeout_us);
+    struct error err = {.code = MLACAT_OK};
+    if (status != MLACAT_OK) {
+        return status;
+    }
+    pthread_mutex_lock(&client->lock);
+    if (client->watch_started && !await_round(client, deadline)) {
+        error_set(&err, MLACAT_DEADLINE_EXCEEDED, "it has not answered in time; is it stopped or stuck?");
+    } else if (client->watch_started) {
+        await_closed(client, deadline, &err);
+    }
+    pthread_mutex_unlock(&client->lock);
+    if (err.code != MLACAT_DEADLINE_EXCEEDED) {
+        return MLACAT_OK; /* or the connection has ended, and then the daemon lets go of everything */
+    }
+    return error_fail(MLACAT_DEADLINE_EXCEEDED,
+                      "%s has not closed all GPU memory that was freed within %lld us (%.120s); it still is asked to: "
+                      "wait longer",
+                      client->socket, (long long)timeout_us, err.message);
 }

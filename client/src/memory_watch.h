@@ -2,8 +2,9 @@
 /*
  * The watch over GPU memory that is registered. Its allocator may free it while it is: the daemon would then keep it
  * occupied, and a call would use other memory than the one that is at the address by then. So each submit asks the
- * driver whether the memory of its operands is the registered one, and a thread asks it for all buffers ten times a
- * second. A buffer whose memory was freed is refused for good, and the thread unregisters it at once.
+ * driver whether the memory of its operands is the registered one, and a thread asks it for all buffers twenty times a
+ * second, and when mlacat_reclaim wants to know. A buffer whose memory was freed is refused for good, and the thread
+ * unregisters it at once.
  *
  *     registered --freed, seen by a submit, the thread or a reconnect--> freed --thread--> unregistered
  *

@@ -59,6 +59,9 @@ static void copy_device(struct mlacat_device_stats *to, const Mlacat__V1__Device
     to->import_known_ns_p99 = from->import_known_ns_p99;
     to->release_ns_p50 = from->release_ns_p50;
     to->release_ns_p99 = from->release_ns_p99;
+    to->memory_leaving = from->memory_leaving;
+    to->memory_released = from->memory_released;
+    to->memory_closed = from->memory_closed;
 }
 
 static void copy_counters(struct mlacat_stats *to, const Mlacat__V1__Stats *from)

@@ -97,8 +97,8 @@ static bool tells_of_drain(const struct mlacat_client *client, const message *re
 
 /* With descriptors in one direction at most. */
 static enum mlacat_status make(struct mlacat_client *client, message *message_out, const struct wire_fds *fds,
-                               enum request_when when, int body, message **reply, struct wire_fds *passed,
-                               struct error *err)
+                               enum request_when when, int body, int64_t until, message **reply,
+                               struct wire_fds *passed, struct error *err)
 {
     struct request request = {.id = ++client->last_request_id, .passed = passed};
     message_out->request_id = request.id;
@@ -107,10 +107,15 @@ static enum mlacat_status make(struct mlacat_client *client, message *message_ou
     }
     uint64_t epoch = client->epoch;
     TAILQ_INSERT_TAIL(&client->requests, &request, link);
-    while (!request.ended) {
-        transport_step(client, &request.waiter, TIMING_NEVER);
+    while (!request.ended && (until == TIMING_NEVER || timing_now() < until)) {
+        transport_step(client, &request.waiter, until);
     }
     transport_leave(client);
+    if (!request.ended) {
+        TAILQ_REMOVE(&client->requests, &request, link); /* the reply finds nobody */
+        return error_set(err, MLACAT_DEADLINE_EXCEEDED, "%s has not answered in time; is it stopped or stuck?",
+                         client->socket);
+    }
     if (request.reply == NULL || client->epoch != epoch) {
         if (request.reply != NULL) {
             message_free(request.reply);
@@ -133,11 +138,17 @@ static enum mlacat_status make(struct mlacat_client *client, message *message_ou
 enum mlacat_status request_make(struct mlacat_client *client, message *request, const struct wire_fds *fds,
                                 enum request_when when, int body, message **reply, struct error *err)
 {
-    return make(client, request, fds, when, body, reply, NULL, err);
+    return make(client, request, fds, when, body, TIMING_NEVER, reply, NULL, err);
+}
+
+enum mlacat_status request_make_until(struct mlacat_client *client, message *request, enum request_when when, int body,
+                                      int64_t until, message **reply, struct error *err)
+{
+    return make(client, request, NULL, when, body, until, reply, NULL, err);
 }
 
 enum mlacat_status request_make_passing(struct mlacat_client *client, message *request, enum request_when when,
                                         int body, message **reply, struct wire_fds *passed, struct error *err)
 {
-    return make(client, request, NULL, when, body, reply, passed, err);
+    return make(client, request, NULL, when, body, TIMING_NEVER, reply, passed, err);
 }

@@ -27,6 +27,10 @@ enum request_when {
 enum mlacat_status request_make(struct mlacat_client *client, message *request, const struct wire_fds *fds,
                                 enum request_when when, int body, message **reply, struct error *err);
 
+/* The same, until a time (timing.h): then DEADLINE_EXCEEDED. */
+enum mlacat_status request_make_until(struct mlacat_client *client, message *request, enum request_when when, int body,
+                                      int64_t until, message **reply, struct error *err);
+
 /* The same for a request whose reply brings descriptors: also after an error *passed is the caller's. */
 enum mlacat_status request_make_passing(struct mlacat_client *client, message *request, enum request_when when,
                                         int body, message **reply, struct wire_fds *passed, struct error *err);

@@ -86,6 +86,19 @@ static void close_mapping(struct cuda_segments *segments, cuda_address base)
     }
 }
 
+/* After a close, or when one is used again. */
+static void count_closed(struct cuda_segments *segments)
+{
+    uint64_t closed = atomic_load_explicit(&segments->released, memory_order_relaxed);
+    for (struct list_node *node = segments->open.next; node != &segments->open; node = node->next) {
+        const struct cuda_segment *segment = LIST_ENTRY(node, struct cuda_segment, open);
+        if (segment->users == 0 && segment->release - 1 < closed) {
+            closed = segment->release - 1;
+        }
+    }
+    atomic_store_explicit(&segments->closed, closed, memory_order_relaxed);
+}
+
 static void close_segment(struct cuda_segments *segments, struct cuda_segment *segment)
 {
     atomic_store(&segment->stale, true);
@@ -94,6 +107,7 @@ static void close_segment(struct cuda_segments *segments, struct cuda_segment *s
     list_remove(&segment->open);
     wait_no_more(segments, segment);
     close_mapping(segments, segment->base);
+    count_closed(segments);
     if (segment->users == 0) {
         free(segment);
     }
@@ -347,7 +361,9 @@ enum mlacat_status cuda_segments_get(struct cuda_segments *segments, const struc
         return err->code;
     }
     wait_no_more(segments, found);
-    found->users++;
+    if (found->users++ == 0 && *known) {
+        count_closed(segments);
+    }
     *segment = found;
     return MLACAT_OK;
 }
@@ -360,7 +376,11 @@ void cuda_segments_put(struct cuda_segments *segments, struct cuda_segment *segm
     }
     if (segment->state == CUDA_SEGMENT_CLOSED) {
         free(segment);
-    } else if (segment->state == CUDA_SEGMENT_LIVE) {
+        return;
+    }
+    segment->release = atomic_load_explicit(&segments->released, memory_order_relaxed) + 1;
+    atomic_store_explicit(&segments->released, segment->release, memory_order_relaxed);
+    if (segment->state == CUDA_SEGMENT_LIVE) {
         segment->idle_since_ns = clock_now_ns();
         wait_list(segments, &segments->idle, segment);
     }

@@ -55,7 +55,8 @@ struct cuda_segment {
     uint64_t serial; /* never used again in this process: names the memory */
     cuda_address base;
     uint64_t size_bytes;
-    uint32_t users; /* registrations */
+    uint32_t users;   /* registrations */
+    uint64_t release; /* without users: which one of `released` it was */
     uint64_t idle_since_ns;
     _Atomic uint32_t pins; /* calls in flight */
     _Atomic bool stale;    /* no new call may use it */
@@ -69,7 +70,9 @@ struct cuda_segments {
     struct list_node open; /* all that are not CLOSED */
     struct list_node idle; /* LIVE without users, the longest first */
     struct list_node retired;
-    uint32_t unused_nr; /* on `idle` and `retired` */
+    uint32_t unused_nr;        /* on `idle` and `retired` */
+    _Atomic uint64_t released; /* any thread may read both: see device.h, mem_closed */
+    _Atomic uint64_t closed;
     uint64_t serials;
     uint64_t closed_ns; /* the last close; 0: none yet */
     uint64_t looked_ns; /* for calls in flight */

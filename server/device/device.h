@@ -97,6 +97,9 @@ struct device_ops {
                                      struct device_memory **memory, struct memory_info *info, struct error *err);
     /* No call in flight uses the memory. */
     void (*mem_release)(struct device *device, struct device_memory *memory);
+    /* A device may keep memory open for a moment after its release, until `tend` closes it. *released: how often it has
+     * begun to; *closed: all of the first so many are closed by now, or in use again. Any thread. */
+    void (*mem_closed)(const struct device *device, uint64_t *released, uint64_t *closed);
 
     /* An event of another process, by its handle. OK: *event is the caller's until event_release. Errors:
      * UNIMPLEMENTED (the device has no such thing), INVALID_ARGUMENT (no such event), RESOURCE_EXHAUSTED, INTERNAL. */

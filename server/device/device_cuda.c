@@ -347,6 +347,12 @@ static uint64_t cuda_tend(struct device *device, struct error *err)
     return min_u64(check_in_ns, cuda_device_close_due(device));
 }
 
+static void mem_closed(const struct device *device, uint64_t *released, uint64_t *closed)
+{
+    *closed = atomic_load_explicit(&device->segments.closed, memory_order_relaxed);
+    *released = atomic_load_explicit(&device->segments.released, memory_order_relaxed);
+}
+
 static enum device_answer pages_register(struct device *device, void *address, size_t bytes,
                                          struct device_pages **pages, struct error *err)
 {
@@ -366,6 +372,7 @@ const struct device_ops device_cuda_ops = {
     .close = cuda_close,
     .mem_import = cuda_memory_import,
     .mem_release = cuda_memory_release,
+    .mem_closed = mem_closed,
     .event_import = cuda_event_import,
     .event_release = cuda_event_release,
     .event_query = cuda_event_query,

@@ -94,6 +94,13 @@ static void host_mem_release(struct device *device, struct device_memory *memory
     host_memory_release(memory);
 }
 
+/* Nothing is kept open. */
+static void host_mem_closed(const struct device *device, uint64_t *released, uint64_t *closed)
+{
+    (void)device;
+    *released = *closed = 0;
+}
+
 static uint64_t host_tend(struct device *device, struct error *err)
 {
     (void)err;
@@ -353,6 +360,7 @@ const struct device_ops device_host_ops = {
     .close = host_close,
     .mem_import = host_mem_import,
     .mem_release = host_mem_release,
+    .mem_closed = host_mem_closed,
     .event_import = host_event_import,
     .event_release = host_event_release,
     .event_query = host_event_query,

@@ -238,6 +238,9 @@ struct wire_device_stats {
     uint64_t import_known_ns_p99;
     uint64_t release_ns_p50;
     uint64_t release_ns_p99;
+    uint32_t memory_leaving;
+    uint64_t memory_released;
+    uint64_t memory_closed;
 };
 
 struct wire_status_count {

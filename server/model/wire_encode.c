@@ -315,6 +315,9 @@ static void fill_device_stats(struct stats_parts *parts, const struct wire_stats
         device->import_known_ns_p99 = source->import_known_ns_p99;
         device->release_ns_p50 = source->release_ns_p50;
         device->release_ns_p99 = source->release_ns_p99;
+        device->memory_leaving = source->memory_leaving;
+        device->memory_released = source->memory_released;
+        device->memory_closed = source->memory_closed;
         parts->device_list[i] = device;
     }
 }

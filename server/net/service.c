@@ -181,12 +181,13 @@ static void gather_ops(struct service *service, struct wire_stats *stats)
     }
 }
 
-static void gather_devices(const struct service *service, struct wire_stats *stats)
+static void gather_devices(const struct service *service, const struct session *asking, struct wire_stats *stats)
 {
     for (uint32_t e = 0; e < service->engines_nr; e++) {
         const struct engine *engine = &service->engines[e];
         const struct engine_times *times = &engine->times;
-        stats->devices[stats->devices_nr++] = (struct wire_device_stats){
+        struct wire_device_stats *device = &stats->devices[stats->devices_nr++];
+        *device = (struct wire_device_stats){
             .device_uuid = engine->info.uuid,
             .imports_first = times->import_first.total,
             .imports_known = times->import_known.total,
@@ -197,7 +198,11 @@ static void gather_devices(const struct service *service, struct wire_stats *sta
             .import_known_ns_p99 = histogram_quantile(&times->import_known, 0.99),
             .release_ns_p50 = histogram_quantile(&times->release, 0.5),
             .release_ns_p99 = histogram_quantile(&times->release, 0.99),
+            .memory_leaving = asking->leaving_nr[e],
         };
+        if (engine->available) {
+            engine->ops->mem_closed(engine->device, &device->memory_released, &device->memory_closed);
+        }
     }
 }
 
@@ -229,7 +234,7 @@ static void gather_clients(struct service *service, struct wire_stats *stats)
     }
 }
 
-size_t service_pack_stats(struct service *service, uint64_t request_id)
+size_t service_pack_stats(struct service *service, const struct session *asking, uint64_t request_id)
 {
     struct wire_stats stats = {
         .uptime_us = (clock_now_ns() - service->started_ns) / 1000,
@@ -239,6 +244,6 @@ size_t service_pack_stats(struct service *service, uint64_t request_id)
     };
     gather_ops(service, &stats);
     gather_clients(service, &stats);
-    gather_devices(service, &stats);
+    gather_devices(service, asking, &stats);
     return wire_encode_stats(service->packet, request_id, &stats);
 }

@@ -25,6 +25,8 @@
 #define SERVICE_ENGINES_MAX WIRE_DEVICES_MAX
 #define SERVICE_STATUSES 17
 
+struct session;
+
 struct service_limits {
     uint32_t clients;
     struct wire_limits client; /* of each one */
@@ -103,7 +105,7 @@ void service_drain_rings(struct service *service);
 /* Calls accepted and not yet answered, of all clients. */
 uint32_t service_calls(const struct service *service);
 
-/* Packs the reply to a StatsRequest into service->packet and returns its size. */
-size_t service_pack_stats(struct service *service, uint64_t request_id);
+/* Packs the reply to a StatsRequest of a client into service->packet and returns its size. */
+size_t service_pack_stats(struct service *service, const struct session *asking, uint64_t request_id);
 
 #endif

@@ -129,7 +129,7 @@ static void on_hello(struct session *session, struct wire_message *message, stru
 static void on_stats(struct session *session, struct wire_message *message, struct conn_packet *packet)
 {
     (void)packet;
-    size_t size = service_pack_stats(session->service, message->request_id);
+    size_t size = service_pack_stats(session->service, session, message->request_id);
     conn_send(&session->conn, session->service->packet, size, NULL, 0);
 }
 

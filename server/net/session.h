@@ -57,6 +57,7 @@ struct session {
     struct list_node stream_list;                   /* struct stream.link: all that are not gone */
     uint32_t streams_nr;                            /* all that are not gone */
     uint32_t buffers_nr;                            /* all that are not gone, inline memory too */
+    uint32_t leaving_nr[SERVICE_ENGINES_MAX];       /* of those registered: given up by the client */
     uint32_t events_nr;                             /* all that are not gone */
     struct control_lane lanes[SERVICE_ENGINES_MAX]; /* of service->engines */
     uint32_t imports_nr;                            /* of memory and of events, under way */

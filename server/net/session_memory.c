@@ -7,9 +7,18 @@
 #include "session.h"
 #include "stream.h"
 
+/* Of memory that was registered, not of a call's own. */
+static void count_leaving(struct session *session, const struct buffer *buffer, int change)
+{
+    if (!buffer->user) {
+        session->leaving_nr[buffer->engine - session->service->engines] += (uint32_t)change;
+    }
+}
+
 static void on_gone(struct buffer *buffer)
 {
     struct session *session = buffer->owner;
+    count_leaving(session, buffer, -1);
     session->mapped_bytes -= buffer->charged_bytes;
     session->buffers_nr--;
     session_part_gone(session);
@@ -27,6 +36,7 @@ static void drop_registered(struct session *session, struct buffer *buffer)
     if (!buffer->slot) {
         handles_remove(&session->buffers, buffer->ref);
     }
+    count_leaving(session, buffer, 1);
     buffer_drop(buffer);
 }
 

@@ -144,6 +144,11 @@ static void fault_mem_release(struct device *device, struct device_memory *memor
     faults.inner->mem_release(device, memory);
 }
 
+static void fault_mem_closed(const struct device *device, uint64_t *released, uint64_t *closed)
+{
+    faults.inner->mem_closed(device, released, closed);
+}
+
 static enum mlacat_status fault_event_import(struct device *device, const uint8_t handle[MEMORY_HANDLE_BYTES],
                                              struct device_event **event, struct error *err)
 {
@@ -244,6 +249,7 @@ const struct device_ops device_fault_ops = {
     .close = fault_close,
     .mem_import = fault_mem_import,
     .mem_release = fault_mem_release,
+    .mem_closed = fault_mem_closed,
     .event_import = fault_event_import,
     .event_release = fault_event_release,
     .event_query = fault_event_query,

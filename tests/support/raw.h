@@ -92,6 +92,9 @@ struct counts {
     uint64_t clients_total;
     uint64_t clients_refused;
     uint64_t sessions_broken;
+    uint64_t memory_leaving; /* these of all devices together */
+    uint64_t memory_released;
+    uint64_t memory_closed;
     uint64_t outcomes[RAW_STATUSES];
 };
 

@@ -215,6 +215,11 @@ struct counts raw_stats(struct raw *raw)
         .clients_refused = stats->clients_refused,
         .sessions_broken = stats->sessions_broken,
     };
+    for (size_t i = 0; i < stats->n_devices; i++) {
+        counts.memory_leaving += stats->devices[i]->memory_leaving;
+        counts.memory_released += stats->devices[i]->memory_released;
+        counts.memory_closed += stats->devices[i]->memory_closed;
+    }
     for (size_t i = 0; i < stats->n_outcomes; i++) {
         REQUIRE(stats->outcomes[i]->code < RAW_STATUSES);
         counts.outcomes[stats->outcomes[i]->code] = stats->outcomes[i]->count;

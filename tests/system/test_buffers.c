@@ -360,12 +360,65 @@ static void test_buffers_name_guessed_before_its_reply(void **state)
     close(fd);
 }
 
+/* Memory that the daemon has open. */
+static uint32_t count_open(const struct server *server)
+{
+    return proc_maps(server->pid, gpu_memory_used() ? "memfd:fake-cuda" : MEMFD_NAME);
+}
+
+/* As mlacat.proto says that a client waits for its memory: at the end it is closed, and not a moment later. */
+static void await_closed(struct raw *raw)
+{
+    struct counts counts;
+    WAIT_UNTIL((counts = raw_stats(raw)).memory_leaving == 0);
+    uint64_t released = counts.memory_released;
+    WAIT_UNTIL(raw_stats(raw).memory_closed >= released);
+}
+
+#define LEAVING 5
+
+static void test_buffers_stats_tell_when_memory_is_closed(void **state)
+{
+    struct server *server = *state;
+    struct raw raw;
+    int fds[LEAVING];
+    struct ref buffers[LEAVING];
+    if (gpu_memory_used() && !gpu_memory_is_fake()) {
+        skip(); /* of a real GPU nobody sees what a process has open */
+    }
+    uint32_t before = count_open(server);
+    raw_open(&raw, server->socket);
+    for (int turn = 0; turn < 3; turn++) {
+        for (int i = 0; i < LEAVING; i++) {
+            fds[i] = memfd_make(PAGE_BYTES, F_SEAL_SHRINK);
+            buffers[i] = raw_must_register(&raw, fds[i], PAGE_BYTES);
+        }
+        for (int i = 1; i < LEAVING; i++) {
+            assert_int_equal(raw_unregister(&raw, buffers[i]).code, STATUS_OK);
+        }
+        await_closed(&raw);
+        assert_int_equal(count_open(server), before + 1);
+        assert_int_equal(raw_unregister(&raw, buffers[0]).code, STATUS_OK);
+        await_closed(&raw);
+        assert_int_equal(count_open(server), before);
+        for (int i = 0; i < LEAVING; i++) {
+            gpu_memory_free(fds[i]);
+            close(fds[i]);
+        }
+    }
+    raw_close(&raw);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_SERVER(test_buffers_id_returns_with_new_generation), WITH_SERVER(test_buffers_unknown_names_are_refused),
-        WITH_SERVER(test_buffers_of_another_client_are_unknown),  WITH_SERVER(test_buffers_alias_of_one_memfd_is_seen),
-        WITH_SERVER(test_buffers_extents_outside_are_refused),    WITH_SERVER(test_buffers_outlive_the_clients_mapping),
+        WITH_SERVER(test_buffers_id_returns_with_new_generation),
+        WITH_SERVER(test_buffers_unknown_names_are_refused),
+        WITH_SERVER(test_buffers_of_another_client_are_unknown),
+        WITH_SERVER(test_buffers_alias_of_one_memfd_is_seen),
+        WITH_SERVER(test_buffers_extents_outside_are_refused),
+        WITH_SERVER(test_buffers_outlive_the_clients_mapping),
+        WITH_SERVER(test_buffers_stats_tell_when_memory_is_closed),
     };
     const struct CMUnitTest memfd_tests[] = {
         WITH_SERVER(test_buffers_wrong_descriptors_are_refused),

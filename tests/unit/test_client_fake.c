@@ -214,7 +214,8 @@ static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *req
         submit(fake, fd, request->submit);
         break;
     case MLACAT__V1__ENVELOPE__BODY_STATS_REQUEST:
-        say_stats(fd, id);
+        fake->seen.stats++;
+        say_stats(fd, id, &fake->mode.memory);
         break;
     case MLACAT__V1__ENVELOPE__BODY_CLOSE_STREAM:
         close_stream(fake, fd, id, request->close_stream);

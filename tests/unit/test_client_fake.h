@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "mlacat/mlacat.h"
+#include "test_client_say.h"
 
 #define FAKE_CONNECTIONS 8
 #define FAKE_CALLS 8192
@@ -45,13 +46,14 @@ struct fake_mode {
     bool ignore;          /* read requests other than Hello, answer none */
     unsigned slow_ms;     /* take so long for each RegisterBuffer */
     enum fake_register register_reply;
-    enum mlacat_status code; /* of the refusals and of every call (0: OK) */
-    enum mlacat_scope scope; /* with `code` of calls */
-    const char *text;        /* with `code` */
-    uint32_t stream_calls;   /* limit told to new streams; 0: 16 */
-    bool rings;              /* it has rings (test_client_rings.h) */
-    bool refuse_rings;       /* answer OpenRings with `code` */
-    bool cuda;               /* its first device, "GPU-1" of kind cuda, is there */
+    enum mlacat_status code;  /* of the refusals and of every call (0: OK) */
+    enum mlacat_scope scope;  /* with `code` of calls */
+    const char *text;         /* with `code` */
+    uint32_t stream_calls;    /* limit told to new streams; 0: 16 */
+    bool rings;               /* it has rings (test_client_rings.h) */
+    bool refuse_rings;        /* answer OpenRings with `code` */
+    struct say_memory memory; /* of its second device, in Stats */
+    bool cuda;                /* its first device, "GPU-1" of kind cuda, is there */
 };
 void fake_set(struct fake *fake, struct fake_mode mode);
 /* Waits until the fake's thread goes by the last fake_set. */
@@ -67,6 +69,7 @@ struct fake_seen {
     unsigned submits;
     unsigned calls;
     unsigned cancels;
+    unsigned stats;
     unsigned events;
     unsigned events_gone;
     unsigned waits;       /* calls that wait for an event */

@@ -247,7 +247,8 @@ static void test_client_memory_forked_child_leaves_it_alone(void **state)
     pid_t pid = fork();
     if (pid == 0) {
         uint64_t id;
-        bool refused = mlacat_submit(f->stream, &call, &id) == MLACAT_FAILED_PRECONDITION;
+        bool refused = mlacat_submit(f->stream, &call, &id) == MLACAT_FAILED_PRECONDITION &&
+                       mlacat_reclaim(f->client, -1) == MLACAT_FAILED_PRECONDITION;
         mlacat_buffer_release(buffer);
         mlacat_disconnect(f->client);
         _exit(refused ? 0 : 1);

@@ -184,7 +184,7 @@ void say_rings(int fd, uint64_t request_id, const struct say_rings *rings)
     send_passing(fd, &envelope, rings->fds, 2);
 }
 
-void say_stats(int fd, uint64_t request_id)
+void say_stats(int fd, uint64_t request_id, const struct say_memory *memory)
 {
     Mlacat__V1__Envelope envelope = MLACAT__V1__ENVELOPE__INIT;
     Mlacat__V1__Stats body = MLACAT__V1__STATS__INIT;
@@ -194,6 +194,9 @@ void say_stats(int fd, uint64_t request_id)
     Mlacat__V1__OpStats *ops[] = {&op};
     Mlacat__V1__ClientStats one = MLACAT__V1__CLIENT_STATS__INIT;
     Mlacat__V1__ClientStats *clients[] = {&one, &one};
+    Mlacat__V1__DeviceStats none = MLACAT__V1__DEVICE_STATS__INIT;
+    Mlacat__V1__DeviceStats device = MLACAT__V1__DEVICE_STATS__INIT;
+    Mlacat__V1__DeviceStats *devices[] = {&none, &device};
     envelope.request_id = request_id;
     envelope.body_case = MLACAT__V1__ENVELOPE__BODY_STATS;
     envelope.stats = &body;
@@ -209,6 +212,11 @@ void say_stats(int fd, uint64_t request_id)
     body.n_ops = 1;
     body.client_stats = clients;
     body.n_client_stats = 2;
+    device.memory_leaving = memory->leaving;
+    device.memory_released = memory->released;
+    device.memory_closed = memory->closed;
+    body.devices = devices;
+    body.n_devices = 2;
     send_message(fd, &envelope, -1);
 }
 

@@ -51,7 +51,12 @@ struct say_rings {
     int fds[2];
 };
 void say_rings(int fd, uint64_t request_id, const struct say_rings *rings);
-void say_stats(int fd, uint64_t request_id);
+struct say_memory {
+    uint32_t leaving;
+    uint64_t released;
+    uint64_t closed;
+};
+void say_stats(int fd, uint64_t request_id, const struct say_memory *memory);
 void say_completions(int fd, const uint64_t *call_ids, unsigned nr, const struct say_status *said);
 
 #endif

@@ -84,6 +84,58 @@ static void test_segments_unused_is_kept_for_a_moment_and_closed(void **state)
     assert_int_equal(driver.calls[DRIVER_cuIpcOpenMemHandle], 2);
 }
 
+static uint64_t released(void)
+{
+    return device.segments.released;
+}
+
+static uint64_t closed(void)
+{
+    return device.segments.closed;
+}
+
+/* Whoever wants memory back asks until as many are closed as were released before. */
+static void test_segments_tell_how_far_closing_is(void **state)
+{
+    (void)state;
+    struct cuda_segment *shared = get(9, 9);
+    get(9, 9);
+    cuda_segments_put(&device.segments, shared); /* one registration of two */
+    assert_int_equal(released(), 0);
+    for (uint32_t i = 1; i <= 3; i++) {
+        cuda_segments_put(&device.segments, get(i, i));
+        assert_int_equal(released(), i);
+        assert_int_equal(closed(), 0);
+    }
+    struct cuda_segment *again = get(1, 1);
+    assert_true(known);
+    assert_int_equal(closed(), 1);
+    assert_int_equal(tend_for(CUDA_IDLE_NS), 1);
+    assert_int_equal(closed(), 2);
+    cuda_segments_put(&device.segments, again);
+    assert_int_equal(released(), 4);
+    assert_int_equal(tend_for(CUDA_CLOSE_PACE_NS), 1);
+    assert_int_equal(closed(), 3);
+    assert_int_equal(tend_for(2 * CUDA_IDLE_NS), 1);
+    assert_int_equal(closed(), 4);
+    cuda_segments_put(&device.segments, shared);
+    assert_int_equal(released(), 5);
+    assert_int_equal(closed(), 4);
+}
+
+/* Memory that was freed while somebody has it registered yet. */
+static void test_segments_tell_how_far_closing_of_old_memory_is(void **state)
+{
+    (void)state;
+    struct cuda_segment *old = get(1, 7);
+    struct cuda_segment *new = get(1, 8);
+    assert_int_equal(released(), 0);
+    cuda_segments_put(&device.segments, old);
+    assert_int_equal(closed(), released());
+    cuda_segments_put(&device.segments, new);
+    assert_int_equal(released(), closed() + 1);
+}
+
 static void test_segments_close_one_per_pace(void **state)
 {
     (void)state;
@@ -250,6 +302,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         SEGMENTS_TEST(test_segments_opens_an_allocation_once),
         SEGMENTS_TEST(test_segments_unused_is_kept_for_a_moment_and_closed),
+        SEGMENTS_TEST(test_segments_tell_how_far_closing_is),
+        SEGMENTS_TEST(test_segments_tell_how_far_closing_of_old_memory_is),
         SEGMENTS_TEST(test_segments_close_one_per_pace),
         SEGMENTS_TEST(test_segments_close_faster_while_quiet),
         SEGMENTS_TEST(test_segments_new_memory_replaces_old),

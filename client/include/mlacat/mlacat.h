@@ -13,7 +13,7 @@
  *             UNAVAILABLE.
  *             A submit that returns an error never completes; one that returns MLACAT_OK completes exactly once.
  * Blocking    What asks the daemon (all but names, buffer_data and the like) waits for its answer as long as the
- *             connection lasts; only mlacat_connect, mlacat_wait and mlacat_dispatch have time limits.
+ *             connection lasts; only mlacat_connect, mlacat_wait, mlacat_reclaim and mlacat_dispatch have time limits.
  * Ownership   Strings and structs that are given in are copied before the function returns. Handles that come out are
  *             the caller's until the function that releases them.
  * Restart     When the daemon goes away, calls and requests in flight end with MLACAT_UNAVAILABLE and scope SESSION;
@@ -244,6 +244,14 @@ MLACAT_API enum mlacat_status mlacat_memory_range(const void *pointer, size_t by
  */
 MLACAT_API void mlacat_buffer_release(struct mlacat_buffer *buffer);
 
+/*
+ * Looks at once, and not only when the library's thread does next, which registered GPU memory of the client was freed,
+ * and returns when the daemon has closed that and all that this client gave up before: it is the GPU's again. At most
+ * after timeout_us (-1: for ever, 0: does not wait). For a program that frees much and wants to allocate it again in
+ * other sizes. No handle is freed: release the buffers as ever. DEADLINE_EXCEEDED: not yet; it will be.
+ */
+MLACAT_API enum mlacat_status mlacat_reclaim(struct mlacat_client *client, int64_t timeout_us);
+
 /* ------------------------------------------------------------------------------------------------ events */
 
 /*
@@ -450,6 +458,10 @@ struct mlacat_device_stats {
     uint64_t import_known_ns_p99;
     uint64_t release_ns_p50;
     uint64_t release_ns_p99;
+    /* A GPU's memory stays open in the daemon for a moment after its last buffer is gone. */
+    uint64_t memory_leaving;  /* buffers that this client gave up and that are not released yet */
+    uint64_t memory_released; /* allocations that lost their last buffer, of all clients, so far */
+    uint64_t memory_closed;   /* all of the first so many are closed, or in use again */
 };
 
 struct mlacat_client_stats {
