@@ -55,6 +55,21 @@ def test_shapes(client, trio):
     refuse(lambda: client.concat_mla_q(k_nope, k_nope, k), ValueError, "ql_nope", "q_out")
 
 
+def test_outputs_that_cannot_be_made(client):
+    for wrong in ([1], 5, None):
+        refuse(lambda: client.concat_mla_absorb_q(wrong, client.empty((2, 8))), mlacat.ArgumentTypeError, "a is a",
+               type(wrong).__name__)
+    a = client.empty((2, 8))
+    refuse(lambda: client.concat_mla_absorb_q(a, [1]), mlacat.ArgumentTypeError, "b is a", "list")
+    refuse(lambda: client.concat_mla_absorb_q(a[0, 0], a), mlacat.ArgumentError, "a has 0 dimensions")
+
+
+def test_shapes_of_empty(client):
+    for wrong in ((-1, 4), (-1, -4), -3):
+        refuse(lambda: client.empty(wrong), mlacat.ArgumentError, "shape", "-")
+    assert client.empty(np.int64(5)).shape == (5,) and client.empty((np.int32(2), 3)).shape == (2, 3)
+
+
 def test_strides(client, trio):
     k, k_nope, k_rope = trio
     refuse(lambda: client.concat_mla_k(k[..., ::2], k_nope[..., :64], k_rope[..., :32]), ValueError, "k has stride 2")

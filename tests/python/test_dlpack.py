@@ -75,6 +75,14 @@ def test_what_is_not_understood(client, memory):
         client.concat_mla_absorb_q(many, many, many)
 
 
+def test_shapes_with_the_longest_numbers(client, memory):
+    """The message has room for all of it."""
+    far = dlpack.Array(memory[0].ctypes.data, ((1 << 62) + 1,) * 8)
+    with pytest.raises(mlacat.ArgumentError) as caught:
+        client.concat_mla_absorb_q(wrap(memory)[1], far, wrap(memory)[0])
+    assert str([(1 << 62) + 1] * 8) in str(caught.value)
+
+
 def test_output_is_not_made_for_them(client, memory):
     array = wrap(memory)[0]
     with pytest.raises(mlacat.ArgumentTypeError, match="out="):

@@ -4,9 +4,12 @@ MLACAT_FAKE_CUDA_FOLDER names the folder of the fake libcuda.so.1 and the loader
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import sys
 import threading
+import types
 
 import pytest
 
@@ -109,6 +112,42 @@ def test_current_stream_of_the_exchange_table(gpu, gpu_client):
         assert trio.is_right()
     assert asked == [0] * 4
     assert gpu_client._held()["streams"] == 2
+
+
+def test_classes_derived_from_older_tensors(gpu, gpu_client, monkeypatch):
+    """Of a torch before 2.10: a program's own class of tensors is ordered on torch's current stream too."""
+    stream, asked = gpu.stream(), []
+
+    class Tensor(dlpack.Array):
+        __module__ = "torch"
+        dtype, is_cuda = "torch.bfloat16", True
+
+        def data_ptr(self):
+            return self.tensor.data + self.tensor.byte_offset
+
+        def stride(self):
+            return tuple(math.prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
+
+        def get_device(self):
+            return 0
+
+    class Weight(Tensor):
+        __module__ = "model"
+
+    def current_stream(device):
+        asked.append(device)
+        return types.SimpleNamespace(cuda_stream=stream)
+
+    torch = types.ModuleType("torch")
+    torch.cuda = types.SimpleNamespace(current_stream=current_stream)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    for kind in (Tensor, Weight):
+        trio = Trio(gpu.alloc(Trio.BYTES), kind)
+        trio.clear()
+        gpu_client.concat_mla_k(*trio.arrays)
+        gpu.synchronize(stream)
+        assert trio.is_right()
+    assert asked == [0, 0]
 
 
 def test_call_that_the_daemon_refuses_fails_its_stream_once(gpu, gpu_client):

@@ -122,6 +122,25 @@ def test_close_while_arrays_end(shared_daemon):
         assert client.closed and client._held()["segments"] == 0
 
 
+def test_close_while_the_last_array_ends(daemon):
+    """Both wait for the daemon: the connection must not end under the array's release."""
+    for _ in range(20):
+        client = mlacat.Client(daemon.socket)
+        arrays = list(trio(client))
+        client.concat_mla_k(*arrays)  # a stream: close() waits for its end, and lets others run meanwhile
+        del arrays[1:]
+        daemon.send(signal.SIGSTOP)
+        threads = [threading.Thread(target=work, daemon=True) for work in (client.close, arrays.clear)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.01)  # until it waits; whether it does decides what is tested, not what is right
+        daemon.send(signal.SIGCONT)
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert client.closed and client._held() == {"segments": 0, "streams": 0}
+
+
 def test_forked_child_connects_anew(client):
     mine = trio(client)
     client.concat_mla_k(*mine)
@@ -241,6 +260,29 @@ def test_fallback_for_memory_of_others(client, shared_daemon):
         lenient.concat_mla_k(k, k_nope, k_rope)
         assert is_right(k)
         assert lenient.concat_mla_absorb_q(k_nope, k_nope).shape == (3, 4, 256)
+
+
+def test_fallback_makes_the_output_too(daemon):
+    with mlacat.Client(daemon.socket, fallback="torch", reconnect_timeout=0.05) as client:
+        a = client.empty((3, 4, 128), "fp16")
+        a[...] = 5
+        daemon.stop(signal.SIGKILL)
+        q = client.concat_mla_absorb_q(a, a)
+        assert q.shape == (3, 4, 256) and q.dtype == a.dtype and (q == 5).all()
+        client.fallback = "error"
+        with pytest.raises(mlacat.ServiceLost):
+            client.concat_mla_absorb_q(a, a)
+        daemon.start()
+
+
+def test_fallback_copies_bits(client, shared_daemon):
+    """As the service does: uint16 counts as the bits of bf16, in whichever of the two types an array comes."""
+    with mlacat.Client(shared_daemon.socket, fallback="torch") as lenient:
+        bf16 = mlacat._dtypes.numpy_type("bf16")
+        first = np.full((3, 128), 0x3FC0, np.uint16).view(bf16)  # 1.5
+        out, second = np.zeros((3, 192), np.uint16), np.full((3, 64), 0x4040, np.uint16)
+        lenient.concat_mla_q(first, second, out)
+        assert (out[:, :128] == 0x3FC0).all() and (out[:, 128:] == 0x4040).all()
 
 
 def test_default_client(shared_daemon, as_default, monkeypatch):

@@ -85,7 +85,76 @@ def test_undo_leaves_what_others_have_replaced(packages, arrays):
     assert packages.flashinfer_concat_ops.concat_mla_k is original_k
 
 
+def test_undo_reaches_modules_that_were_imported_since(packages, monkeypatch):
+    late = types.ModuleType("vllm.late")
+    monkeypatch.setitem(sys.modules, "vllm.late", late)
+    with mlacat.patch():
+        late.concat_mla_k = packages.sgl_kernel.concat_mla_k
+        assert late.concat_mla_k is not original_k
+    assert late.concat_mla_k is original_k
+
+
+def test_undo_takes_the_fallback_back(packages, arrays):
+    with mlacat.patch(fallback="torch"):
+        assert mlacat._client.default.fallback == "torch"
+    assert mlacat._client.default.fallback == "error"
+
+
+def test_packages_that_fail_when_they_are_imported(packages, monkeypatch, tmp_path):
+    """As those do that look for a GPU, or for a library of it."""
+    (tmp_path / "sgl_kernel.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sgl_kernel")
+
+    def refuse(name):
+        raise RuntimeError(f"no GPU for {name}")
+
+    del packages.flashinfer_concat_ops.concat_mla_k
+    packages.flashinfer_concat_ops.__getattr__ = refuse
+    with mlacat.patch() as patch:
+        assert patch.modules == ["sglang.jit_kernel.concat_mla", "sglang.srt.forward_mha"]
+
+
+def test_program_that_is_compiled_has_the_original(packages, arrays, monkeypatch):
+    """It cannot fall back when it runs, and the extension would break it."""
+    monkeypatch.setattr(mlacat._torch, "is_compiling", lambda: True)
+    with mlacat.patch():
+        packages.sgl_kernel.concat_mla_k(*arrays)
+        assert (arrays[0].view(np.uint16) == 99).all()
+    entered = []
+    monkeypatch.setattr(mlacat._torch, "ops", lambda: types.SimpleNamespace(concat_mla_k=lambda *a: entered.append(a)))
+    with mlacat.patch(fallback="error"):
+        packages.sgl_kernel.concat_mla_k(*arrays)
+        assert len(entered) == 1
+
+
+@pytest.fixture
+def fake_torch(monkeypatch):
+    """torch.cuda.empty_cache, and what it was called for."""
+    names = ("torch", "torch.cuda", "torch.cuda.memory")
+    torch, cuda, memory = modules = [types.ModuleType(name) for name in names]
+    for name, module in zip(names, modules):
+        monkeypatch.setitem(sys.modules, name, module)
+    torch.cuda, cuda.memory, cuda.emptied = cuda, memory, []
+
+    def empty_cache():
+        cuda.emptied.append("torch")
+
+    cuda.empty_cache = memory.empty_cache = empty_cache
+    return torch
+
+
 def test_without_any_of_the_packages(monkeypatch):
     for name in ("sglang", "sgl_kernel", "flashinfer"):
         monkeypatch.setitem(sys.modules, name, None)
     assert mlacat.patch().modules == []
+
+
+@pytest.mark.parametrize("missing", ["register_fake", "is_compiling"])
+def test_torch_that_is_too_old_for_the_ops(fake_torch, monkeypatch, missing):
+    """The package works without them: importing it must not fail."""
+    names = {"Library": None, "register_fake": None} if missing != "register_fake" else {"Library": None}
+    fake_torch.library = types.SimpleNamespace(**names)
+    fake_torch.compiler = types.SimpleNamespace(**({"is_compiling": None} if missing != "is_compiling" else {}))
+    monkeypatch.setattr(mlacat._torch, "_library", None)
+    assert not mlacat.register_torch_ops()

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import atexit
 import math
+import operator
 import os
 import threading
 import time
 from typing import Any
 
 from . import _dtypes, _functions, _mlacat, _torch
-from ._errors import Error, PreconditionError
+from ._errors import ArgumentError, Error, PreconditionError
 
 
 class Client(_functions.Functions, _mlacat.Client):
@@ -60,7 +61,11 @@ class Client(_functions.Functions, _mlacat.Client):
         import numpy
 
         kind = _dtypes.numpy_type(dtype)
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(map(operator.index, shape))
+        if any(extent < 0 for extent in shape):
+            raise ArgumentError(
+                f"the shape {shape} has a negative extent; give 0 or more", _mlacat.STATUS["INVALID_ARGUMENT"]
+            )
         nbytes = math.prod(shape) * kind.itemsize
         if nbytes == 0:
             return numpy.empty(shape, kind)

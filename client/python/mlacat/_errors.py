@@ -22,7 +22,7 @@ class Error(RuntimeError):
         """`"INVALID_ARGUMENT"` and so on."""
         return _STATUS_NAMES.get(self.code, "UNKNOWN")
 
-    def __reduce__(self):  # exceptions cross process pools
+    def __reduce__(self) -> tuple[type[Error], tuple[str, int, str]]:  # exceptions cross process pools
         return type(self), (str(self), self.code, self.scope)
 
 

@@ -31,6 +31,19 @@ def rope_of(k_rope: Any, k_pe: Any) -> Any:
     return k_pe if k_rope is None else k_rope
 
 
+def _bits(array: Any) -> Any:
+    """numpy arrays as integers: of two types that stand for one, as uint16 and bfloat16, neither must convert."""
+    return array.view(f"u{array.itemsize}") if hasattr(array, "__array_struct__") else array
+
+
+def _refuse(array: Any, name: str) -> ArgumentTypeError:
+    return ArgumentTypeError(
+        f"{name} is a {type(array).__name__}; give a torch tensor, a numpy array of Client.empty, or an array with "
+        "__dlpack__",
+        _mlacat.STATUS["INVALID_ARGUMENT"],
+    )
+
+
 def in_process(rule: int, out: Any, first: Any, second: Any, stream: int | None = None) -> None:
     """The copy without the service, by torch or numpy: two slice assignments, of arguments that are right."""
     if stream is not None:
@@ -38,6 +51,7 @@ def in_process(rule: int, out: Any, first: Any, second: Any, stream: int | None 
             in_process(rule, out, first, second)
         return
     width = first.shape[-1]
+    out, first, second = _bits(out), _bits(first), _bits(second)
     if rule == K and len(second.shape) == len(out.shape) - 1:
         second = second[..., None, :]
     out[..., :width] = first
@@ -86,11 +100,25 @@ class Functions:
         return True
 
     def _new_output(self, a: Any, b: Any) -> Any:
+        for array, name in ((a, "a"), (b, "b")):
+            if not hasattr(array, "shape"):
+                raise _refuse(array, name)
+            if len(array.shape) == 0:
+                raise ArgumentError(
+                    f"{name} has 0 dimensions; at least 1 are needed", _mlacat.STATUS["INVALID_ARGUMENT"]
+                )
         shape = (*a.shape[:-1], a.shape[-1] + b.shape[-1])
         if hasattr(a, "new_empty"):
             return a.new_empty(shape)
         if hasattr(a, "__array_struct__"):
-            return self.empty(shape, a.dtype)
+            try:
+                return self.empty(shape, a.dtype)
+            except Error:
+                if self.fallback != "torch":
+                    raise
+            import numpy
+
+            return numpy.empty(shape, a.dtype)
         raise ArgumentTypeError(
             f"concat_mla_absorb_q() makes an output for torch tensors and numpy arrays, not for {type(a).__name__}; "
             "give out=",

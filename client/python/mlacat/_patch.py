@@ -9,7 +9,7 @@ import sys
 from types import ModuleType, TracebackType
 from typing import Any, Callable
 
-from . import _client, _functions
+from . import _client, _functions, _torch
 from ._errors import ArgumentError, Error, StreamFailed
 
 # Where the functions are made, or offered under their public name.
@@ -23,14 +23,19 @@ _SOURCES: dict[str, tuple[str, ...]] = {
 # Packages whose modules may have taken a function by `from ... import`.
 _CALLERS = ("sglang", "sgl_kernel", "flashinfer", "vllm")
 
+Function = Callable[..., Any]
 
-def _replacement(name: str, original: Callable[..., Any], fallback: str) -> Callable[..., Any]:
+
+def _replacement(name: str, fallback: str, original: Function) -> Function:
     """The service's function; the original where the service cannot run the call."""
-    default = _client.default
-    ours = default.concat_mla_k if name == "concat_mla_k" else default.concat_mla_absorb_q
+    import mlacat
+
+    ours: Function = getattr(mlacat, name)
 
     @functools.wraps(original)
     def replacement(*args: Any, **keywords: Any) -> Any:
+        if fallback == "original" and _torch.is_compiling():
+            return original(*args, **keywords)  # a program cannot choose another one when it runs
         try:
             return ours(*args, **keywords)
         except Error as error:
@@ -45,31 +50,31 @@ class Patch:
     """What mlacat.patch() did: `modules` are the names of the modules that were changed. undo() takes it back."""
 
     def __init__(self, fallback: str) -> None:
-        self._changed: list[tuple[ModuleType, str, Any, Any]] = []
-        replacements: dict[int, tuple[str, Any, Any]] = {}
+        self._originals: dict[int, tuple[Function, Function]] = {}  # by the id of a replacement: it, and the original
+        self._fallback_before: str | None = None
+        replacements: dict[int, tuple[Function, Function]] = {}  # by the id of an original: it, and the replacement
+
+        def replace(original: Any, make: Callable[[Function], Function]) -> None:
+            if callable(original) and id(original) not in replacements:
+                replacement = make(original)
+                replacements[id(original)] = original, replacement
+                self._originals[id(replacement)] = replacement, original
+
         for source, names in _SOURCES.items():
             module = _import(source)
-            for name in names if module is not None else ():
-                original = getattr(module, name, None)
-                if callable(original) and id(original) not in replacements:
-                    replacements[id(original)] = (name, original, _replacement(name, original, fallback))
-        for module in _callers():
-            for attribute, value in list(vars(module).items()):
-                known = replacements.get(id(value))
-                if known is not None and known[1] is value:
-                    setattr(module, attribute, known[2])
-                    self._changed.append((module, attribute, value, known[2]))
-
-    @property
-    def modules(self) -> list[str]:
-        return sorted({module.__name__ for module, _, _, _ in self._changed})
+            for name in names:
+                replace(_get(module, name), functools.partial(_replacement, name, fallback))
+        self.modules = _swap(replacements)
+        if fallback == "torch":
+            self._fallback_before, _client.default.fallback = _client.default.fallback, "torch"
 
     def undo(self) -> None:
-        """Puts the functions back that were there, but for those that somebody else has replaced since."""
-        for module, attribute, original, replacement in reversed(self._changed):
-            if getattr(module, attribute, None) is replacement:
-                setattr(module, attribute, original)
-        self._changed.clear()
+        """Puts the functions back that were there, also in modules that were imported since; but not where somebody
+        else has replaced them."""
+        _swap(self._originals)
+        self._originals.clear()
+        if self._fallback_before is not None:
+            _client.default.fallback, self._fallback_before = self._fallback_before, None
 
     def __enter__(self) -> Patch:
         return self
@@ -81,10 +86,32 @@ class Patch:
 
 
 def _import(name: str) -> ModuleType | None:
+    """None also for a module that fails otherwise: packages with kernels look for GPUs and libraries when imported."""
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except Exception:  # noqa: BLE001
         return None
+
+
+def _get(module: ModuleType | None, name: str) -> Any:
+    """None also where a module makes its names when they are asked for, and fails."""
+    try:
+        return getattr(module, name, None)
+    except Exception:  # noqa: BLE001
+        return None
+
+
+def _swap(swaps: dict[int, tuple[Function, Function]]) -> list[str]:
+    """Puts the second in place of the first, wherever a caller's module has it; `swaps` is by the id of the first.
+    Returns the names of the modules."""
+    changed = set()
+    for module in _callers():
+        for attribute, value in list(vars(module).items()):
+            swap = swaps.get(id(value))
+            if swap is not None and swap[0] is value:
+                setattr(module, attribute, swap[1])
+                changed.add(module.__name__)
+    return sorted(changed)
 
 
 def _callers() -> list[ModuleType]:
@@ -101,10 +128,11 @@ def patch(fallback: str = "original") -> Patch:
     taken them by name already, with the service's. Calls use the default client.
 
     fallback: "original" calls the function that was there when the service cannot run a call; "error" raises, and
-    "torch" copies in process, as configure(fallback=...). Use it in a `with`, or keep it and call undo().
+    "torch" copies in process, as configure(fallback=...). Programs that torch.compile makes take the function that was
+    there with "original", the service's otherwise. Use it in a `with`, or keep it and call undo().
     """
     if fallback not in ("original", *_functions.FALLBACKS):
         _functions.check_fallback(fallback)
-    if fallback == "torch":
-        _client.default.fallback = "torch"
-    return Patch(fallback)
+    made = Patch(fallback)
+    _torch.register()
+    return made

@@ -19,12 +19,14 @@ _library: Any = None  # torch.library.Library: the ops live as long as it does
 
 
 def register() -> bool:
-    """Defines torch.ops.mlacat, for torch.compile and torch.export. False: torch is not imported, nothing was done."""
+    """Defines torch.ops.mlacat, for torch.compile and torch.export. False: torch is not imported, or cannot do it."""
     global _library, is_compiling
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if _library is not None:
         return True
-    if torch is None or not hasattr(torch, "library") or not hasattr(torch, "compiler"):
+    if not hasattr(getattr(torch, "library", None), "register_fake"):
+        return False  # being imported, or before 2.4
+    if not hasattr(getattr(torch, "compiler", None), "is_compiling"):
         return False
     from . import _client
 
@@ -68,18 +70,20 @@ def is_tensor(array: Any) -> bool:
 
 def on_stream(array: Any, stream: int) -> ContextManager[Any]:
     """Has torch give its work on the array's device to that CUDA stream. Arrays of the host know no streams."""
-    if not is_tensor(array) or not array.is_cuda:
-        return contextlib.nullcontext()
-    torch = sys.modules["torch"]
-    if stream in _LEGACY_DEFAULT_STREAMS:
-        return torch.cuda.stream(torch.cuda.default_stream(array.device))
-    return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=array.device))
+    guard: ContextManager[Any] = contextlib.nullcontext()
+    if is_tensor(array) and array.is_cuda:
+        cuda = sys.modules["torch"].cuda
+        if stream in _LEGACY_DEFAULT_STREAMS:
+            guard = cuda.stream(cuda.default_stream(array.device))
+        else:
+            guard = cuda.stream(cuda.ExternalStream(stream, device=array.device))
+    return guard
 
 
 def current_stream(device: int) -> int:
     """For the extension: the current CUDA stream of a device as a number."""
     torch = sys.modules["torch"]
-    return torch.cuda.current_stream(device).cuda_stream
+    return int(torch.cuda.current_stream(device).cuda_stream)
 
 
 def is_capturing(device: int) -> bool:
@@ -88,4 +92,4 @@ def is_capturing(device: int) -> bool:
     if torch is None or not torch.cuda.is_initialized():
         return False
     with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
+        return bool(torch.cuda.is_current_stream_capturing())

@@ -95,7 +95,8 @@ void client_settle(struct client *self)
         return;
     }
     self->settling = true;
-    if (lanes_close(&self->lanes) == 0 && segments_drop(&self->segments) == 0) {
+    /* Both let others run, which may release memory by now: the last of them comes here again. */
+    if (lanes_close(&self->lanes) == 0 && segments_drop(&self->segments) == 0 && self->busy == 0) {
         struct mlacat_client *connection = self->connection;
         self->connection = NULL;
         PyThreadState *thread = PyEval_SaveThread();

@@ -7,7 +7,7 @@
 
 #include "raise.h"
 
-#define TEXT_BYTES 160
+#define TEXT_BYTES 192 /* VIEW_DIMS numbers of 64 bits */
 
 const struct shape_rule shape_rules[] = {
     {MLACAT_OP_CONCAT_MLA_K, true, {"k", "k_nope", "k_rope"}},

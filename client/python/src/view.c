@@ -86,10 +86,11 @@ static int dtype_of_object(PyObject *dtype, const char *name, enum mlacat_dtype 
         return view_refuse_dtype(name, dtype);
     }
     unsigned i = next++ % DTYPES_KNOWN;
-    Py_XDECREF(known[i].object);
+    PyObject *forgotten = known[i].object;
     Py_INCREF(dtype);
     known[i].object = dtype;
     known[i].dtype = *out;
+    Py_XDECREF(forgotten); /* may run Python code, which finds the table in order */
     return 0;
 }
 
@@ -217,9 +218,9 @@ static const struct dlpack_exchange *exchange_of(PyTypeObject *type)
     return table != NULL && table->version.major == 1 && table->tensor_of != NULL ? table : NULL;
 }
 
-static bool is_torch_type(PyTypeObject *type)
+static bool is_of_torch(PyObject *type)
 {
-    PyObject *module = PyObject_GetAttrString((PyObject *)type, "__module__");
+    PyObject *module = PyObject_GetAttrString(type, "__module__");
     const char *text = module != NULL && PyUnicode_Check(module) ? PyUnicode_AsUTF8AndSize(module, NULL) : NULL;
     bool is = text != NULL && (strncmp(text, "torch.", 6) == 0 || strcmp(text, "torch") == 0);
     Py_XDECREF(module);
@@ -227,12 +228,26 @@ static bool is_torch_type(PyTypeObject *type)
     return is;
 }
 
-static const struct view_kind *find_kind(struct view_kinds *kinds, PyObject *object)
+/* Also a class that a program derives from torch.Tensor: calls on it go by torch's current stream. */
+static bool is_torch_type(PyTypeObject *type)
+{
+    PyObject *bases = PyObject_GetAttrString((PyObject *)type, "__mro__");
+    Py_ssize_t nr = bases == NULL ? 0 : PyTuple_Size(bases);
+    bool is = false;
+    for (Py_ssize_t i = 0; i < nr && !is; i++) {
+        is = is_of_torch(PyTuple_GetItem(bases, i));
+    }
+    Py_XDECREF(bases);
+    PyErr_Clear();
+    return is;
+}
+
+static struct view_kind find_kind(struct view_kinds *kinds, PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
     for (unsigned i = 0; i < VIEW_KINDS; i++) {
         if (kinds->kind[i].type == type) {
-            return &kinds->kind[i];
+            return kinds->kind[i];
         }
     }
     struct view_kind found = {.type = type, .exchange = exchange_of(type)};
@@ -246,19 +261,20 @@ static const struct view_kind *find_kind(struct view_kinds *kinds, PyObject *obj
         found.reader = VIEW_DLPACK;
     }
     struct view_kind *kind = &kinds->kind[kinds->next++ % VIEW_KINDS];
-    Py_XDECREF((PyObject *)kind->type);
+    PyObject *forgotten = (PyObject *)kind->type;
     Py_INCREF((PyObject *)type);
     *kind = found;
-    return kind;
+    Py_XDECREF(forgotten); /* may run Python code, which finds the table in order */
+    return found;
 }
 
 int view_read(struct view_kinds *kinds, PyObject *object, const char *name, PyObject *stream, struct view *view)
 {
-    const struct view_kind *kind = find_kind(kinds, object);
+    struct view_kind kind = find_kind(kinds, object);
     *view = (struct view){.device_type = DLPACK_CPU};
-    switch (kind->reader) {
+    switch (kind.reader) {
     case VIEW_EXCHANGE:
-        return view_read_exchange(kind->exchange, object, name, view);
+        return view_read_exchange(kind.exchange, object, name, view);
     case VIEW_NUMPY:
         return view_read_numpy(object, name, view);
     case VIEW_TORCH:
