@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from typing import Any
 
 
 def program(name: str) -> str:
@@ -60,6 +62,12 @@ class Daemon:
         """Ready, with a device that works: the socket is there before that."""
         env = {**self.env, "MLACAT_SOCKET": self.socket}
         return subprocess.run([program("mlacatctl"), "ping"], env=env, capture_output=True).returncode == 0
+
+    def stats(self) -> dict[str, Any]:
+        """What mlacatctl stats tells of it."""
+        env = {**self.env, "MLACAT_SOCKET": self.socket}
+        command = [program("mlacatctl"), "stats", "--json"]
+        return json.loads(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
 
     def log(self) -> str:
         return pathlib.Path(self.folder, "log").read_text()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ import mlacat
 from daemon import Daemon
 from fake_gpu import FakeGpu, GrowingSegment, LongTrio, Trio
 
+FILES = "/memfd:fake-cuda"
 FOLDER = os.environ.get("MLACAT_FAKE_CUDA_FOLDER", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="MLACAT_FAKE_CUDA_FOLDER is not set")
 
@@ -214,6 +216,55 @@ def test_freed_memory_without_an_allocation_is_refused(gpu, gpu_client):
     with pytest.raises(mlacat.Error):
         gpu_client.concat_mla_k(*trio.arrays, stream=stream)
     assert gpu_client._held()["segments"] == 0
+
+
+def memory_open_in(daemon):
+    """GPU memory that the daemon has open, its own too: files to the fake driver, mapped there."""
+    maps = pathlib.Path(f"/proc/{daemon.process.pid}/maps").read_text()
+    return len([line for line in maps.splitlines() if FILES in line])
+
+
+def test_reclaim_has_freed_memory_released(gpu, gpu_daemon, gpu_client):
+    stream = gpu.stream()
+    segments = [gpu.alloc(Trio.BYTES) for _ in range(3)]
+    before = memory_open_in(gpu_daemon)
+    for segment in segments:
+        run(gpu_client, gpu, Trio(segment), stream)
+    gpu_client.reclaim()
+    assert gpu_daemon.stats()["buffers"] == 3 and memory_open_in(gpu_daemon) == before + 3
+    for segment in segments[1:]:
+        gpu.free(segment)
+    gpu_client.reclaim()
+    assert gpu_daemon.stats()["buffers"] == 1 and memory_open_in(gpu_daemon) == before + 1
+    run(gpu_client, gpu, Trio(segments[0]), stream)
+    gpu.free(segments[0])
+
+
+def test_reclaim_has_a_deadline(gpu, gpu_daemon, as_default, monkeypatch):
+    for name in ("torch", "torch.cuda"):
+        monkeypatch.setitem(sys.modules, name, None)
+    as_default(gpu_daemon)
+    before = memory_open_in(gpu_daemon)
+    client, stream, segment = mlacat.default_client(), gpu.stream(), gpu.alloc(Trio.BYTES)
+    run(client, gpu, Trio(segment), stream)
+    gpu_daemon.send(signal.SIGSTOP)
+    gpu.free(segment)
+    with pytest.raises(mlacat.Error, match="20000 us") as caught:
+        client.reclaim(0.02)
+    assert caught.value.status == "DEADLINE_EXCEEDED"
+    assert not mlacat.empty_cache(0.02)
+    gpu_daemon.send(signal.SIGCONT)
+    client.reclaim(None)
+    assert mlacat.empty_cache(-5) in (True, False) and mlacat.empty_cache(1e30)
+    assert memory_open_in(gpu_daemon) == before
+
+
+def test_reclaim_of_a_closed_client(gpu, gpu_daemon):
+    client = mlacat.Client(gpu_daemon.socket)
+    client.reclaim(0)  # no GPU memory yet: there is nothing to wait for
+    client.close()
+    with pytest.raises(mlacat.PreconditionError):
+        client.reclaim()
 
 
 def test_chunks_of_a_growing_segment_become_one(gpu, gpu_client):

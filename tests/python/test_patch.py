@@ -144,10 +144,33 @@ def fake_torch(monkeypatch):
     return torch
 
 
+def test_empty_cache_of_torch(packages, fake_torch, monkeypatch):
+    cuda = fake_torch.cuda
+    theirs = packages.sglang_srt_forward_mha.clear = cuda.empty_cache
+    monkeypatch.setattr(mlacat._client.default, "reclaim", lambda timeout: cuda.emptied.append(timeout) or True)
+    assert mlacat.empty_cache(0.5)
+    assert cuda.emptied == ["torch", 0.5]
+    with mlacat.patch() as patch:
+        assert {"torch.cuda", "torch.cuda.memory", "sglang.srt.forward_mha"} < set(patch.modules)
+        for function in (cuda.empty_cache, cuda.memory.empty_cache, packages.sglang_srt_forward_mha.clear):
+            cuda.emptied.clear()
+            assert function() is None
+            assert cuda.emptied == ["torch", 1.0]
+        assert mlacat.empty_cache(0.5)
+    assert cuda.empty_cache is cuda.memory.empty_cache is packages.sglang_srt_forward_mha.clear is theirs
+
+
+def test_empty_cache_without_the_service(fake_torch, as_default):
+    as_default("/nowhere/socket")
+    assert mlacat.empty_cache()  # no client, no memory of it; and none is made
+    assert fake_torch.cuda.emptied == ["torch"] and mlacat._client.default._client is None
+
+
 def test_without_any_of_the_packages(monkeypatch):
-    for name in ("sglang", "sgl_kernel", "flashinfer"):
+    for name in ("sglang", "sgl_kernel", "flashinfer", "torch", "torch.cuda", "torch.cuda.memory"):
         monkeypatch.setitem(sys.modules, name, None)
     assert mlacat.patch().modules == []
+    assert mlacat.empty_cache()
 
 
 @pytest.mark.parametrize("missing", ["register_fake", "is_compiling"])

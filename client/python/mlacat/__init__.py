@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _functions, _torch
-from ._client import Client, configure, default, default_client, is_available, supports
+from ._client import Client, configure, default, default_client, empty_cache, is_available, supports
 from ._errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -82,6 +82,7 @@ __all__ = [
     "concat_mla_q",
     "configure",
     "default_client",
+    "empty_cache",
     "is_available",
     "patch",
     "register_torch_ops",

@@ -15,6 +15,15 @@ from . import _dtypes, _functions, _mlacat, _torch
 from ._errors import ArgumentError, Error, PreconditionError
 
 
+# How long it is waited for the daemon to release memory that was freed.
+RECLAIM_SECONDS = 1.0
+
+
+def _microseconds(seconds: float) -> int:
+    """Of a timeout: none is negative, which means something else to the extension, and a century is long enough."""
+    return round(min(max(seconds, 0.0), 3.2e9) * 1e6)
+
+
 class Client(_functions.Functions, _mlacat.Client):
     """A connection to mlacatd, for use from any thread. In a forked child it connects anew.
 
@@ -70,6 +79,12 @@ class Client(_functions.Functions, _mlacat.Client):
         if nbytes == 0:
             return numpy.empty(shape, kind)
         return numpy.asarray(self._alloc(nbytes)).view(kind).reshape(shape)
+
+    def reclaim(self, timeout: float | None = RECLAIM_SECONDS) -> None:
+        """Has the daemon release the GPU memory that was freed since it was registered, and returns when it has. After
+        `timeout` seconds (None: never) it raises an Error whose status is "DEADLINE_EXCEEDED". Memory that torch only
+        caches is not free: mlacat.empty_cache() frees that before."""
+        self._reclaim(-1 if timeout is None else _microseconds(timeout))
 
     def supports(self, op: str, dtype: Any = None, device: str | None = None) -> bool:
         """Whether the daemon runs this op ("concat_mla_k", ...) with elements of this dtype on a device that is
@@ -136,6 +151,16 @@ class _Default(_functions.Functions):
     def empty(self, shape: Any, dtype: Any = "bf16") -> Any:
         return self.get().empty(shape, dtype)
 
+    def reclaim(self, timeout: float | None) -> bool:
+        """Client.reclaim, if there is a client; whether all is back."""
+        client = self._client
+        try:
+            if client is not None and not client.closed:
+                client.reclaim(timeout)
+        except Error:
+            return False
+        return True
+
     def renew_lock(self) -> None:
         self._lock = threading.Lock()
 
@@ -153,6 +178,14 @@ def default_client() -> Client:
 def configure(**options: Any) -> None:
     """Options of the default client, as Client takes them; it connects with them at its next use."""
     default.configure(options)
+
+
+def empty_cache(timeout: float | None = RECLAIM_SECONDS) -> bool:
+    """torch.cuda.empty_cache(), and then Client.reclaim of the default client, if there is one: what torch caches is
+    the GPU's again when this returns, and may be allocated in other sizes at once. False: not within `timeout` seconds,
+    or without the daemon."""
+    _torch.empty_cache()
+    return default.reclaim(timeout)
 
 
 def is_available(device: str | None = None) -> bool:

@@ -20,6 +20,8 @@ _SOURCES: dict[str, tuple[str, ...]] = {
     "flashinfer.concat_ops": ("concat_mla_k",),
     "flashinfer": ("concat_mla_k",),
 }
+# Where torch has its empty_cache. torch itself is never imported here.
+_TORCH = ("torch.cuda.memory", "torch.cuda")
 # Packages whose modules may have taken a function by `from ... import`.
 _CALLERS = ("sglang", "sgl_kernel", "flashinfer", "vllm")
 
@@ -46,6 +48,15 @@ def _replacement(name: str, fallback: str, original: Function) -> Function:
     return replacement
 
 
+def _emptying(original: Function) -> Function:
+    @functools.wraps(original)
+    def empty_cache() -> None:
+        original()
+        _client.default.reclaim(_client.RECLAIM_SECONDS)
+
+    return empty_cache
+
+
 class Patch:
     """What mlacat.patch() did: `modules` are the names of the modules that were changed. undo() takes it back."""
 
@@ -64,6 +75,8 @@ class Patch:
             module = _import(source)
             for name in names:
                 replace(_get(module, name), functools.partial(_replacement, name, fallback))
+        for source in _TORCH:
+            replace(_get(sys.modules.get(source), "empty_cache"), _emptying)
         self.modules = _swap(replacements)
         if fallback == "torch":
             self._fallback_before, _client.default.fallback = _client.default.fallback, "torch"
@@ -118,14 +131,15 @@ def _callers() -> list[ModuleType]:
     return [
         module
         for name, module in list(sys.modules.items())
-        if isinstance(module, ModuleType) and name.partition(".")[0] in _CALLERS
+        if isinstance(module, ModuleType) and (name.partition(".")[0] in _CALLERS or name in _TORCH)
     ]
 
 
 def patch(fallback: str = "original") -> Patch:
     """Replaces concat_mla_k and concat_mla_absorb_q of sglang.jit_kernel.concat_mla, sgl_kernel and
     flashinfer.concat_ops, those of them that can be imported, and in modules of sglang, flashinfer and vllm that have
-    taken them by name already, with the service's. Calls use the default client.
+    taken them by name already, with the service's. Calls use the default client. torch.cuda.empty_cache, where torch is
+    imported, becomes mlacat.empty_cache.
 
     fallback: "original" calls the function that was there when the service cannot run a call; "error" raises, and
     "torch" copies in process, as configure(fallback=...). Programs that torch.compile makes take the function that was

@@ -68,6 +68,13 @@ def is_tensor(array: Any) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+def empty_cache() -> None:
+    """torch.cuda.empty_cache, where there is anything to empty."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "cuda"):
+        torch.cuda.empty_cache()
+
+
 def on_stream(array: Any, stream: int) -> ContextManager[Any]:
     """Has torch give its work on the array's device to that CUDA stream. Arrays of the host know no streams."""
     guard: ContextManager[Any] = contextlib.nullcontext()

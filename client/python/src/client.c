@@ -197,6 +197,29 @@ static PyObject *check(PyObject *object, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
+static PyObject *reclaim(PyObject *object, PyObject *number)
+{
+    struct client *self = (struct client *)object;
+    int64_t timeout_us = PyLong_AsLongLong(number);
+    struct failure failure;
+    enum mlacat_status status;
+    if (PyErr_Occurred() || client_enter(self) < 0) {
+        return NULL;
+    }
+    PyThreadState *thread = PyEval_SaveThread();
+    status = mlacat_reclaim(self->connection, timeout_us);
+    if (status != MLACAT_OK) {
+        raise_take(&failure, status);
+    }
+    PyEval_RestoreThread(thread);
+    client_leave(self);
+    if (status != MLACAT_OK) {
+        raise_failure(&failure);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *devices(PyObject *object, PyObject *Py_UNUSED(none))
 {
     struct client *self = (struct client *)object;
@@ -246,6 +269,7 @@ static PyObject *is_closed(PyObject *object, void *Py_UNUSED(closure))
 static PyMethodDef methods[] = {
     {"_run", METHOD(client_run), METH_FASTCALL, "_run(rule, out, first, second, stream)"},
     {"_alloc", client_alloc, METH_O, "_alloc(bytes): memory of the host device"},
+    {"_reclaim", reclaim, METH_O, "_reclaim(microseconds), negative: without end"},
     {"_held", held, METH_NOARGS, "How many segments and streams the client holds."},
     {"close", close_client, METH_NOARGS,
      "Waits for the calls, then ends the connection. Arrays of empty() stay valid; the connection ends after the "
