@@ -48,7 +48,8 @@ struct mlacat_ring_submission {
     uint16_t op;      /* mlacat_ops.def */
     uint16_t dtype;   /* mlacat_dtypes.def */
     uint32_t flags;   /* MLACAT_RING_SUBMIT_* */
-    uint64_t ready;   /* with MLACAT_RING_SUBMIT_READY: launch when the stream's ready word has reached this value */
+    uint64_t ready;   /* with MLACAT_RING_SUBMIT_READY: launch when the stream's ready word has reached this value; with
+                         MLACAT_RING_SUBMIT_CANCEL: the call_id of the call to drop */
     uint64_t deadline_us; /* as Call.deadline_us */
     struct mlacat_ring_buffer buffer[MLACAT_ABI_OPERANDS];
     uint64_t offset_bytes[MLACAT_ABI_OPERANDS];
@@ -60,16 +61,23 @@ struct mlacat_ring_submission {
     uint64_t reserved[4];                   /* zero */
 };
 
-/* Launch when the stream's `ready` word has reached `ready` (as a signed difference: it may wrap). */
+/* A flag that is not here, another one beside MLACAT_RING_SUBMIT_CANCEL, or a reserved word that is not zero ends the
+ * connection. */
+
+/* Launch when the stream's `ready` word has reached `ready` (as a signed difference: it may wrap). No
+ * doorbell tells of the word. All behind the call on its stream waits with it. One whose value never comes can be
+ * cancelled, ends at its deadline, or with the connection. */
 #define MLACAT_RING_SUBMIT_READY (1u << 0)
 /* When the call has ended, also when it failed, its sequence number is written into the stream's `done` word, in
  * order. */
 #define MLACAT_RING_SUBMIT_DONE (1u << 1)
 /* Not a call: asks to drop the call whose id is in `ready`, if it is not launched. `call_id` is that of the request,
- * which gets a completion of its own: OK, NOT_FOUND or FAILED_PRECONDITION (launched: it will finish). */
+ * which gets a completion of its own: OK, NOT_FOUND or FAILED_PRECONDITION (launched: it will finish). It counts as an
+ * entry in sequence numbers; its other fields are not looked at. */
 #define MLACAT_RING_SUBMIT_CANCEL (1u << 2)
 
-/* How a call ended. When status is not OK the text at the same index of the texts says why, NUL-terminated. */
+/* How an entry ended: one for each, in the order that OpenStream of mlacat.proto promises. When status is not OK the
+ * text at the same index of the texts says why, NUL-terminated. */
 struct mlacat_ring_completion {
     uint64_t call_id;
     uint16_t status; /* mlacat_status.def */
@@ -96,9 +104,10 @@ struct mlacat_ring_daemon {
     MLACAT_ABI_ALIGN(128) uint32_t complete_tail; /* daemon: completions written; client polls, and sleeps on it */
     MLACAT_ABI_ALIGN(128) uint32_t sleeping;      /* daemon: 1 when the worker must be woken through the doorbell */
     /* device: sequence number of the last call whose output is written. All calls up to it have ended, and those that
-     * failed are counted in `failed`. */
+     * failed are counted in `failed`. A call that failed moves it only with MLACAT_RING_SUBMIT_DONE, a request to
+     * cancel never; the next call that ends OK moves it past them. */
     MLACAT_ABI_ALIGN(128) uint64_t fence;
-    uint32_t failed; /* daemon: calls that did not end OK, of all streams that the ring had; counted before the fence
+    uint32_t failed; /* daemon: entries that did not end OK, of all streams that the ring had; counted before the fence
                         passes them */
 };
 

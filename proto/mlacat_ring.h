@@ -21,13 +21,24 @@
  *
  * How a call goes over:
  *   client  has at most `calls` (StreamOpened) calls, and one request to cancel, that are not both completed and read;
- *           writes entry submit_tail; mlacat_ring_submit; if mlacat_ring_daemon_sleeps: writes 8 bytes (the number 1)
- *           to the doorbell.
+ *           writes entry submit_tail, and more behind it; mlacat_ring_submit; if mlacat_ring_daemon_sleeps: writes 8
+ *           bytes (the number 1) to the doorbell. A write that was not needed does no harm: a client that has no full
+ *           fence writes each time.
  *   daemon  mlacat_ring_submitted; copies entries (mlacat_ring_copy); mlacat_ring_take_up_to.
  * How its end comes back:
  *   device  writes the sequence number into `fence` (and `done`, if asked);
  *   daemon  writes the completion entry; mlacat_ring_complete; if mlacat_ring_client_waits: futex-wakes complete_tail.
  *   client  sees the fence, or mlacat_ring_completed; reads entries; mlacat_ring_completions_read.
+ *           The fence alone: a call has ended OK when the fence has reached its number and `failed`, read after that,
+ *           is what it was when the call was submitted. If `failed` has moved, the completions tell which call it was.
+ *           A call that fails may leave the fence where it is, so who waits for the fence watches complete_tail, too.
+ * An index that no honest client writes (submit_tail more than a ring's entries ahead of submit_head, or behind it;
+ * complete_head past complete_tail) ends the connection, when the daemon sees it.
+ *
+ * How a client sleeps: mlacat_ring_wait(client, 1); if complete_tail is still the index up to which it has read:
+ * FUTEX_WAIT for that value on complete_tail, without FUTEX_PRIVATE_FLAG; mlacat_ring_wait(client, 0); looks again,
+ * for it may be woken with no news. Nobody is woken when the connection ends: a client sleeps with a timeout and then
+ * looks whether its socket has ended, or Welcome's pidfd.
  *
  * No wake-up is lost, in either direction: the one who has news stores it and then looks whether the other sleeps; the
  * one who goes to sleep says so and then looks for news. A full fence stands between the store and the look on both
