@@ -18,7 +18,7 @@
 
 #define BENCH_TEXT_BYTES 96
 
-/* The parts of one row that its function fills; cmd_bench.c adds quantiles. */
+/* The parts of one row that its function fills; bench_pairs.c adds the figures. */
 struct bench_row {
     const char *name;
     const char *unit;
@@ -27,7 +27,7 @@ struct bench_row {
     unsigned pairs;                /* exactly so many, and the ratio is the median of theirs; 0: until the time is up */
     double value, reference_value; /* medians */
     double ratio;                  /* 0: of the medians */
-    double p50, p90, p99, p999;    /* of the value: p90 = nine of ten samples were at least as good; 0: not known */
+    double p50, p90, p99, p999;    /* of the value: p90 = nine of ten samples were at least as good; NAN: not known */
     double reference_p90, reference_p99, reference_p999;
     size_t samples;
     const char *note;              /* why there is no value */

@@ -3,6 +3,7 @@
  * What it costs to share GPU memory: as the client sees it, and as the daemon timed it, beside what the driver takes
  * in this process for memory of another one.
  */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -206,12 +207,12 @@ static bool find_stats(struct bench *bench, struct bench_row *row, struct mlacat
     return true;
 }
 
-/* p90 is not known: the daemon keeps two quantiles. They are over all that it has done since its start. */
+/* The daemon keeps two quantiles. They are over all that it has done since its start. */
 static void set_daemon_figures(struct bench_row *row, uint64_t p50_ns, uint64_t p99_ns, uint64_t nr)
 {
     row->value = row->p50 = (double)p50_ns / 1e3;
-    row->p90 = 0;
     row->p99 = (double)p99_ns / 1e3;
+    row->p90 = row->p999 = NAN;
     row->ratio = 0;
     row->samples = nr;
     row->remark[0] = '\0'; /* it is about the client's samples */

@@ -51,7 +51,7 @@ static void print_server(const struct mlacat_server_info *info)
     printf("boot id   %s\n", boot_id);
     printf("client    libmlacat %s\n", mlacat_version());
     printf("limits    %" PRIu32 " streams, %" PRIu32 " buffers, %s mapped, %" PRIu32
-           " calls in flight a stream, %" PRIu32 " in all, %" PRIu32 " events\n\n",
+           " calls in flight a stream, %" PRIu32 " in all without rings, %" PRIu32 " events\n\n",
            info->max_streams, info->max_buffers, mapped, info->max_stream_calls, info->max_calls, info->max_events);
 }
 

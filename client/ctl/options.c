@@ -51,11 +51,11 @@ static const struct command_row commands[] = {
      "set the least important line it logs", "For root and the user of the service. Holds until the service restarts."},
     {CTL_RUN, "run", ON_RUN, "concat_mla_k|concat_mla_absorb_q|models", 0,
      "time a call; with --verify check each byte of its result",
-     "`run models` runs both ops at the shapes of real models, and verifies each. Exit status 1: a call failed or\n"
-     "a byte differs."},
+     "`run models` runs both ops at the shapes of real models and verifies each. \"K\" and \"Q\" below: only for\n"
+     "concat_mla_k, only for concat_mla_absorb_q. Exit status 1: a call failed or a byte differs."},
     {CTL_BENCH, "bench", ON_BENCH, NULL, 0, "measure, each figure beside its reference of the same run",
-     "Pairs of measurement and reference alternate; values are medians. p90 and p99: nine of ten, 99 of 100 samples\n"
-     "were at least as good. Rows whose name begins with host. need no service."},
+     "Measurement and reference alternate; both figures are medians. p90, p99, p99.9: nine of ten, 99 of 100, 999 of\n"
+     "1000 samples were at least as good. Rows whose name begins with host. need no service."},
     {CTL_SOAK, "soak", ON_SOAK, NULL, 0, "many calls and registrations; does the service's memory stay flat?",
      "Exit status 1: a call failed, one of the last results is wrong, or memory, descriptors or mappings of the\n"
      "service or of this client have grown."},
@@ -88,35 +88,36 @@ static const struct option_row rows[] = {
     {"help", KIND_FLAG, ON_ALL, M(help), 0, 0, NULL, "print this and exit"},
     {"version", KIND_FLAG, ON_ALL, M(version), 0, 0, NULL, "print the version and exit"},
     {"timeout", KIND_UINT, ON_ALL, M(timeout_ms), 1, 86400000, "MS",
-     "give up with exit status 2 after so long; default: ping 1000, doctor 60000, run, bench and soak never, others "
-     "10000"},
+     "milliseconds until it gives up with exit status 2; default: ping 1000, doctor 60000, run, bench and soak no "
+     "limit, others 10000"},
     {"alive", KIND_FLAG, ON_PING, M(alive), 0, 0, NULL, "ask only whether it lives: for liveness probes"},
     {"wait", KIND_REAL, ON_DRAIN, M(wait_s), 0, 86400, "SECONDS",
      "wait until it has exited; exit status 1 if it has not by then"},
     {"tokens", KIND_LIST, ON_K | ON_MODELS, M(tokens), 0, EXTENT_MAX, "N",
-     "tokens (4096); models: a list (1,128,4096)"},
-    {"heads", KIND_UINT, ON_K, M(heads), 0, EXTENT_MAX, "H", "heads (128)"},
+     "K: tokens (4096); models: a list (1,128,4096)"},
+    {"heads", KIND_UINT, ON_K, M(heads), 0, EXTENT_MAX, "H", "K: heads (128)"},
     {"nope", KIND_UINT, ON_ONE, M(nope), 0, EXTENT_MAX, "P",
-     "width of k_nope (128); absorb_q --strided: width before b in its rows"},
-    {"rope", KIND_UINT, ON_K, M(rope), 0, EXTENT_MAX, "R", "width of k_rope (64)"},
-    {"v", KIND_UINT, ON_K, M(v), 0, EXTENT_MAX, "V", "--strided: width of v behind each k_nope (128)"},
-    {"dim0", KIND_UINT, ON_Q, M(dim0), 0, EXTENT_MAX, "D0", "tokens (32)"},
-    {"dim1", KIND_UINT, ON_Q, M(dim1), 0, EXTENT_MAX, "D1", "heads (128)"},
-    {"a", KIND_UINT, ON_Q, M(a), 0, EXTENT_MAX, "A", "width of a (512)"},
-    {"b", KIND_UINT, ON_Q, M(b), 0, EXTENT_MAX, "B", "width of b (64)"},
-    {"dtype", KIND_DTYPE, ON_ONE, M(dtype), 0, 0, "NAME", "element type (bf16)"},
-    {"strided", KIND_FLAG, ON_ONE, M(strided), 0, 0, NULL, "the strides of real callers, not contiguous tensors"},
-    {"gap", KIND_UINT, ON_ONE, M(gap), 0, EXTENT_MAX, "ELEMS", "leave so many elements between output rows (0)"},
+     "K: width of k_nope (128); Q with --strided: width before b in each row (128)"},
+    {"rope", KIND_UINT, ON_K, M(rope), 0, EXTENT_MAX, "R", "K: width of k_rope (64)"},
+    {"v", KIND_UINT, ON_K, M(v), 0, EXTENT_MAX, "V", "K with --strided: width of v behind each k_nope (128)"},
+    {"dim0", KIND_UINT, ON_Q, M(dim0), 0, EXTENT_MAX, "D0", "Q: tokens (32)"},
+    {"dim1", KIND_UINT, ON_Q, M(dim1), 0, EXTENT_MAX, "D1", "Q: heads (128)"},
+    {"a", KIND_UINT, ON_Q, M(a), 0, EXTENT_MAX, "A", "Q: width of a (512)"},
+    {"b", KIND_UINT, ON_Q, M(b), 0, EXTENT_MAX, "B", "Q: width of b (64)"},
+    {"dtype", KIND_DTYPE, ON_ONE, M(dtype), 0, 0, "NAME", "K, Q: element type (bf16)"},
+    {"strided", KIND_FLAG, ON_ONE, M(strided), 0, 0, NULL, "K, Q: the strides of real callers, not contiguous tensors"},
+    {"gap", KIND_UINT, ON_ONE, M(gap), 0, EXTENT_MAX, "ELEMS", "K, Q: elements left between output rows (0)"},
     {"verify", KIND_FLAG, ON_RUN, M(verify), 0, 0, NULL, "check every byte (models: always)"},
-    {"seed", KIND_UINT, ON_RUN, M(seed), 0, ANY, "N", "of the random inputs (1)"},
-    {"repeat", KIND_UINT, ON_RUN, M(repeat), 1, 1000000, "N", "timed calls; default: by size, 3 to 100"},
+    {"seed", KIND_UINT, ON_RUN, M(seed), 0, ANY, "N", "seed of the random inputs (1)"},
+    {"repeat", KIND_UINT, ON_RUN, M(repeat), 1, 1000000, "N", "timed calls; default: 3 to 100, by their size"},
     {"device", KIND_STRING, ON_RUN | ON_BENCH | ON_SOAK, M(device), 0, 0, "UUID",
-     "of `mlacatctl info`; default: the first available"},
+     "the device, as `mlacatctl info` names it; default: the first available"},
     {"filter", KIND_STRING, ON_BENCH, M(filter), 0, 0, "TEXT", "only rows whose name has TEXT in it"},
     {"seconds", KIND_REAL, ON_BENCH, M(seconds), 0, 3600, "S", "time for each row (1)"},
-    {"quick", KIND_FLAG, ON_BENCH, M(quick), 0, 0, NULL, "short rows and small buffers: a smoke test, no figures"},
+    {"quick", KIND_FLAG, ON_BENCH, M(quick), 0, 0, NULL,
+     "short rows and small buffers: a smoke test, whose figures mean little"},
     {"histogram", KIND_STRING, ON_BENCH, M(histogram), 0, 0, "FILE",
-     "write how long the calls of each row that is a time took into FILE: JSON, for a plot"},
+     "write the samples of all rows in us and us/call to FILE as JSON, for a plot"},
     {"calls", KIND_UINT, ON_SOAK, M(calls), 0, ANY, "N", "calls (1000000)"},
     {"registrations", KIND_UINT, ON_SOAK, M(registrations), 0, ANY, "N", "register and release cycles (100000)"},
 };
@@ -361,17 +362,12 @@ bool options_parse(int argc, char *const argv[], struct ctl_options *options, ch
     return check(options, seen, error);
 }
 
-static void print_options(FILE *out, int on)
+static void print_option(FILE *out, const struct option_row *row)
 {
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        char left[48];
+    char left[48];
 
-        if ((rows[i].on & on) == 0)
-            continue;
-        snprintf(left, sizeof(left), "--%s%s%s", rows[i].name, rows[i].value ? " " : "",
-                 rows[i].value ? rows[i].value : "");
-        fprintf(out, "  %-20s %s\n", left, rows[i].help);
-    }
+    snprintf(left, sizeof(left), "--%s%s%s", row->name, row->value ? " " : "", row->value ? row->value : "");
+    fprintf(out, "  %-20s %s\n", left, row->help);
 }
 
 void options_help(FILE *out, enum ctl_command command)
@@ -384,7 +380,9 @@ void options_help(FILE *out, enum ctl_command command)
         if (row->details[0] != '\0')
             fprintf(out, "%s\n", row->details);
         fputs("\nOptions:\n", out);
-        print_options(out, row->on);
+        for (size_t i = 0; i < COUNT(rows); i++)
+            if (rows[i].on & row->on)
+                print_option(out, &rows[i]);
         return;
     }
     fputs("Usage: mlacatctl COMMAND [options]\nTalks to a running mlacatd.\n\nCommands:\n", out);
@@ -393,6 +391,6 @@ void options_help(FILE *out, enum ctl_command command)
     fputs("\nOptions of every command (mlacatctl COMMAND --help lists the others):\n", out);
     for (size_t i = 0; i < COUNT(rows); i++)
         if (rows[i].on == ON_ALL)
-            fprintf(out, "  --%-18s %s\n", rows[i].name, rows[i].help);
+            print_option(out, &rows[i]);
     fputs("\nExit status: 0 done, 1 failed, 2 the service is not reachable, 64 wrong usage.\n", out);
 }

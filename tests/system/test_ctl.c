@@ -269,6 +269,22 @@ static json_int_t sum_of(const json_t *buckets)
     return sum;
 }
 
+/* No system call for a submit is a figure, and the best one. */
+static void test_ctl_bench_tells_none_from_not_known(void **state)
+{
+    const struct server *server = *state;
+    expect(server->socket, "bench --quick --json --filter ring.submit.writes", DONE);
+    json_t *rows = parse_out();
+    const json_t *row = json_array_get(rows, 0);
+    static const char *const figures[] = {"value", "p50", "p90", "p99", "p999", "reference_p90"};
+    for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++) {
+        assert_true(json_is_real(json_object_get(row, figures[i])));
+    }
+    json_decref(rows);
+    expect(server->socket, "bench --quick --filter ring.submit.writes", DONE);
+    REQUIRE(strstr(out, " - ") == NULL, "%s", out);
+}
+
 /* Only of rows that are times; each call of both sides is in a bucket. The ring stands beside this process, too. */
 static void test_ctl_histograms_of_bench(void **state)
 {
@@ -350,6 +366,7 @@ int main(void)
         WITH_SERVER(test_ctl_json_of_ping_has_one_shape),
         WITH_SERVER(test_ctl_json_of_info_and_stats),
         WITH_SERVER(test_ctl_json_of_bench),
+        WITH_SERVER(test_ctl_bench_tells_none_from_not_known),
         WITH_SERVER(test_ctl_histograms_of_bench),
         WITH_SERVER(test_ctl_run_verifies),
         WITH_SERVER(test_ctl_run_finds_a_wrong_byte),

@@ -162,6 +162,8 @@ static void test_ctl_options_help_lists_what_is_taken(void **state)
 {
     (void)state;
     assert_non_null(strstr(help_of(CTL_NONE), "log-level"));
+    assert_non_null(strstr(help_of(CTL_NONE), "--timeout MS"));
+    assert_null(strstr(help_of(CTL_NONE), "--alive"));
     assert_non_null(strstr(help_of(CTL_RUN), "--dim0 D0"));
     assert_null(strstr(help_of(CTL_PING), "--dim0"));
     assert_non_null(strstr(help_of(CTL_PING), "--timeout MS"));
