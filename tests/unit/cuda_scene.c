@@ -81,3 +81,9 @@ struct device_call scene_call(uint64_t rows, uint64_t sequence)
                                  .bytes = rows * 384};
     return call;
 }
+
+enum device_answer scene_submit(struct device_stream *to, const struct device_call *call)
+{
+    uint32_t nr = 1;
+    return cuda_stream_submit(to, call, &nr, &err);
+}

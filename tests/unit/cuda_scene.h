@@ -34,5 +34,7 @@ void scene_close(void);
 
 /* A K call of `rows` rows of 192 bytes in the memory; its cookie is its sequence number. */
 struct device_call scene_call(uint64_t rows, uint64_t sequence);
+/* Submits the one call. */
+enum device_answer scene_submit(struct device_stream *to, const struct device_call *call);
 
 #endif

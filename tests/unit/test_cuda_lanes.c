@@ -3,11 +3,8 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <stdlib.h>
 
 #include <cmocka.h>
-#include <string.h>
-#include <sys/mman.h>
 
 #include "cuda_flights.h"
 #include "cuda_scene.h"
@@ -38,16 +35,10 @@ static int teardown(void **state)
 /* A K call that writes rows of 192 bytes from `out` on, and reads such of 128 from `first` on, and others. */
 static struct device_call call_of(uint64_t sequence, uint64_t rows, uint64_t out, uint64_t first)
 {
-    struct device_call call = {
-        .cookie = (void *)(uintptr_t)sequence, .memory = {memory, memory, memory}, .sequence = sequence};
-    call.plan = (struct op_plan){.op = 1,
-                                 .dim0 = rows,
-                                 .dim1 = 1,
-                                 .width_bytes = {192, 128, 64},
-                                 .stride_bytes = {{192, 0}, {128, 0}, {64, 0}},
-                                 .offset_bytes = {out, first, 1000 * MIB},
-                                 .copy = {true, true, true},
-                                 .bytes = rows * 384};
+    struct device_call call = scene_call(rows, sequence);
+    call.plan.offset_bytes[OP_OUT] = out;
+    call.plan.offset_bytes[OP_FIRST] = first;
+    call.plan.offset_bytes[OP_SECOND] = 1000 * MIB;
     return call;
 }
 
@@ -57,16 +48,10 @@ static struct device_call call_apart(uint64_t sequence, uint64_t rows)
     return call_of(sequence, rows, sequence * 4 * MIB, IN_AT);
 }
 
-static enum device_answer submit_one(const struct device_call *call)
-{
-    uint32_t nr = 1;
-    return cuda_stream_submit(stream, call, &nr, &err);
-}
-
 static enum device_answer submit_apart(uint64_t sequence, uint64_t rows)
 {
     struct device_call call = call_apart(sequence, rows);
-    return submit_one(&call);
+    return scene_submit(stream, &call);
 }
 
 static int poll(void)
@@ -131,14 +116,14 @@ static void test_cuda_lanes_a_call_alone_returns_to_the_lane_of_the_words(void *
     struct device_call call = call_apart(1, SMALL);
     call.tell_done = true;
     driver.fence_first = true;
-    assert_int_equal(submit_one(&call), DEVICE_OK);
+    assert_int_equal(scene_submit(stream, &call), DEVICE_OK);
     assert_int_equal(submit_apart(2, SMALL), DEVICE_OK);
     assert_int_equal(driver_work_on(0, 2), 2); /* without `done` */
     assert_int_equal(driver_work_on(1, ALL), 2);
     assert_int_equal(poll(), 2);
     call = call_apart(3, SMALL);
     call.tell_done = true;
-    assert_int_equal(submit_one(&call), DEVICE_OK);
+    assert_int_equal(scene_submit(stream, &call), DEVICE_OK);
     assert_int_equal(driver_things_on(CUDA_DIRECT_LANE), 1 + 3);
     assert_int_equal(done_word(), 0);
     driver_work(ALL);
@@ -171,12 +156,12 @@ static void test_cuda_lanes_a_call_stays_behind_what_it_meets(void **state)
         struct device_call one = call_of(2 * i + 1, SMALL, out, IN_AT);
         struct device_call two = call_of(2 * i + 2, SMALL, rows[i].out, rows[i].first);
         two.plan.offset_bytes[OP_SECOND] = 900 * MIB;
-        assert_int_equal(submit_one(&one), DEVICE_OK);
+        assert_int_equal(scene_submit(stream, &one), DEVICE_OK);
         uint32_t before = 0;
         for (uint32_t lane = 0; lane < CUDA_LANES; lane++) {
             before += driver_things_on(lane) > 0;
         }
-        assert_int_equal(submit_one(&two), DEVICE_OK);
+        assert_int_equal(scene_submit(stream, &two), DEVICE_OK);
         uint32_t after = 0;
         for (uint32_t lane = 0; lane < CUDA_LANES; lane++) {
             after += driver_things_on(lane) > 0;
@@ -194,12 +179,12 @@ static void test_cuda_lanes_a_call_that_meets_two_waits_for_one(void **state)
     struct device_call third = call_of(3, SMALL, 4 * MIB, 8 * MIB); /* writes the first one's, reads the second's */
     assert_int_equal(submit_apart(1, SMALL), DEVICE_OK);
     assert_int_equal(submit_apart(2, SMALL), DEVICE_OK);
-    assert_int_equal(submit_one(&third), DEVICE_AGAIN);
+    assert_int_equal(scene_submit(stream, &third), DEVICE_AGAIN);
     assert_int_equal(atomic_load(&memory->segment->pins), 6);
     driver_work_on(1, ALL);
-    assert_int_equal(submit_one(&third), DEVICE_AGAIN); /* nobody has looked */
+    assert_int_equal(scene_submit(stream, &third), DEVICE_AGAIN); /* nobody has looked */
     assert_int_equal(poll(), 0);
-    assert_int_equal(submit_one(&third), DEVICE_OK);
+    assert_int_equal(scene_submit(stream, &third), DEVICE_OK);
     assert_int_equal(driver_things_on(0), 4);
     assert_int_equal(driver_things_on(1), 0);
     driver_work(ALL);
@@ -229,7 +214,7 @@ static void test_cuda_lanes_long_call_stays_behind_what_it_meets(void **state)
     (void)state;
     struct device_call call = call_of(2, LONG, 4 * MIB, IN_AT);
     assert_int_equal(submit_apart(1, SMALL), DEVICE_OK);
-    assert_int_equal(submit_one(&call), DEVICE_OK);
+    assert_int_equal(scene_submit(stream, &call), DEVICE_OK);
     assert_int_equal(driver_things_on(0), 2 + 2 * 2);
     driver_work_on(0, 4);
     assert_int_equal(poll(), 1);

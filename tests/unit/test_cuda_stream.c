@@ -2,7 +2,6 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <string.h>
 
 #include <cmocka.h>
 
@@ -28,31 +27,10 @@ static int teardown(void **state)
     return 0;
 }
 
-/* A K call of `rows` rows of 192 bytes. */
-static struct device_call call_of(uint64_t rows, uintptr_t cookie)
+static enum device_answer submit(uint64_t rows, uint64_t cookie)
 {
-    struct device_call call = {.cookie = (void *)cookie, .memory = {memory, memory, memory}};
-    call.plan = (struct op_plan){.op = 1,
-                                 .dim0 = rows,
-                                 .dim1 = 1,
-                                 .width_bytes = {192, 128, 64},
-                                 .stride_bytes = {{192, 0}, {128, 0}, {64, 0}},
-                                 .offset_bytes = {0, 512 * MIB, 768 * MIB},
-                                 .copy = {true, true, true},
-                                 .bytes = rows * 384};
-    return call;
-}
-
-static enum device_answer submit_call(struct device_stream *to, const struct device_call *call, struct error *why)
-{
-    uint32_t nr = 1;
-    return cuda_stream_submit(to, call, &nr, why);
-}
-
-static enum device_answer submit(uint64_t rows, uintptr_t cookie)
-{
-    struct device_call call = call_of(rows, cookie);
-    return submit_call(stream, &call, &err);
+    struct device_call call = scene_call(rows, cookie);
+    return scene_submit(stream, &call);
 }
 
 static int poll(void)
@@ -82,10 +60,10 @@ static void test_stream_completes_when_the_fence_is_written(void **state)
 static void test_stream_nothing_to_copy_ends_in_its_turn(void **state)
 {
     (void)state;
-    struct device_call call = call_of(4, 2);
+    struct device_call call = scene_call(4, 2);
     call.plan.copy[OP_OUT] = false;
     assert_int_equal(submit(4, 1), DEVICE_OK);
-    assert_int_equal(submit_call(stream, &call, &err), DEVICE_OK);
+    assert_int_equal(scene_submit(stream, &call), DEVICE_OK);
     assert_int_equal(poll(), 0);
     assert_int_equal(driver.launches, 1);
     driver_work(ALL);
@@ -118,7 +96,7 @@ static void test_stream_is_full_after_a_millisecond_of_work(void **state)
 {
     (void)state;
     int taken = 0;
-    while (submit(2 * MIB / 384, (uintptr_t)taken) == DEVICE_OK) {
+    while (submit(2 * MIB / 384, (uint64_t)taken) == DEVICE_OK) {
         taken++;
     }
     assert_int_equal(taken, 5); /* 8 MiB in calls of a little less than 2 */
@@ -128,7 +106,7 @@ static void test_stream_is_full_after_a_millisecond_of_work(void **state)
     driver_work(ALL);
     assert_int_equal(poll(), 5);
     taken = 0;
-    while (submit(4, (uintptr_t)taken) == DEVICE_OK) {
+    while (submit(4, (uint64_t)taken) == DEVICE_OK) {
         taken++;
     }
     assert_int_equal(taken, 128);
@@ -193,11 +171,11 @@ static void test_stream_lost_at_launch(void **state)
 static void test_stream_lost_fence_write(void **state)
 {
     (void)state;
-    struct device_call call = call_of(5000, 1);
+    struct device_call call = scene_call(5000, 1);
     call.plan.offset_bytes[OP_OUT] = 1; /* more than one block does, which would tell its end itself */
     driver.fail_at = 2;
     driver.fail_result = 999;
-    assert_int_equal(submit_call(stream, &call, &err), DEVICE_OK);
+    assert_int_equal(scene_submit(stream, &call), DEVICE_OK);
     assert_int_equal(poll(), -1);
     assert_int_equal(err.scope, MLACAT_SCOPE_DEVICE);
 }
@@ -239,9 +217,9 @@ static void test_stream_goes_on_from_the_fence_of_an_older_one(void **state)
         assert_int_equal(cuda_stream_open(&device, NULL, &others[i], &err), MLACAT_OK);
     }
     assert_int_equal(driver.pages, 2); /* none given back before the end, none made again */
-    struct device_call call = call_of(4, 5);
+    struct device_call call = scene_call(4, 5);
     for (uint32_t i = 0; i < OTHERS_NR; i++) {
-        assert_int_equal(submit_call(others[i], &call, &err), DEVICE_OK);
+        assert_int_equal(scene_submit(others[i], &call), DEVICE_OK);
         assert_int_equal(cuda_stream_poll(others[i], done, 1, &err), 0);
         driver_work(ALL);
         assert_int_equal(cuda_stream_poll(others[i], done, 1, &err), 1);
