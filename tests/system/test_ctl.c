@@ -24,8 +24,11 @@
 #include "test_ctl_proxy.h"
 #include "trial.h"
 
-#define PING_MS 200 /* the promise is 20 ms; a busy machine gets room */
-#define FULL_NAPS 100
+#define PING_MS 200 /* the promise is 20 ms; a busy machine gets room, and more than one try */
+#define PING_TRIES 50
+/* That the daemon answers matters, not how soon: on a busy machine ping's own limit, a second, is little. */
+#define PING "ping --timeout 20000"
+#define FULL_LOOKS 50
 /* Guard bytes in front of the output of `run`. */
 #define GUARD_BYTES 256
 
@@ -82,9 +85,9 @@ static void test_ctl_full_daemon_is_alive_but_not_ready(void **state)
     for (int i = 0; i < 3; i++) {
         raw_open(&raw[i], server.socket);
     }
-    expect(server.socket, "ping", FAILED);
+    expect(server.socket, PING, FAILED);
     expect_text(out, "max_clients");
-    expect(server.socket, "ping --alive", DONE);
+    expect(server.socket, PING " --alive", DONE);
     expect(server.socket, "stats", UNREACHABLE);
     for (int i = 0; i < 3; i++) {
         raw_close(&raw[i]);
@@ -96,9 +99,9 @@ static void test_ctl_refused_user_finds_it_alive_but_not_ready(void **state)
 {
     struct proxy proxy;
     proxy_start(&proxy, *state, PROXY_REFUSES, 0);
-    expect(proxy.socket, "ping", FAILED);
+    expect(proxy.socket, PING, FAILED);
     expect_text(out, "user 54321");
-    expect(proxy.socket, "ping --alive", DONE);
+    expect(proxy.socket, PING " --alive", DONE);
     proxy_stop(&proxy);
 }
 
@@ -108,9 +111,9 @@ static void test_ctl_ping_is_quick(void **state)
 {
     const struct server *server = *state;
     uint64_t best_ms = UINT64_MAX;
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < PING_TRIES && best_ms >= PING_MS; i++) {
         uint64_t begin_ms = now_ms();
-        expect(server->socket, "ping", DONE);
+        expect(server->socket, PING, DONE);
         uint64_t took_ms = now_ms() - begin_ms;
         best_ms = took_ms < best_ms ? took_ms : best_ms;
     }
@@ -127,7 +130,7 @@ static void test_ctl_stopped_daemon_is_2(void **state)
     expect(server->socket, "ping --alive --timeout 100", UNREACHABLE);
     expect(server->socket, "info --timeout 100", UNREACHABLE);
     assert_int_equal(kill(server->pid, SIGCONT), 0);
-    expect(server->socket, "ping --alive", DONE);
+    expect(server->socket, PING " --alive", DONE);
 }
 
 static void test_ctl_daemon_that_hangs_after_the_handshake_is_2(void **state)
@@ -166,19 +169,22 @@ static void test_ctl_drain_tells_that_it_has_not_ended(void **state)
 {
     struct server *server = *state;
     struct raw raw;
+    struct raw other;
     struct trial trial;
     uint8_t packet[RAW_PACKET_BYTES];
     raw_open(&raw, server->socket);
+    raw_open(&other, server->socket);
     trial_make(&trial, &small_shape);
     struct call call = trial_call(&trial, raw_must_register(&raw, trial.fd, trial.bytes), 0);
     size_t size = raw_pack_submit(packet, raw_must_open_stream(&raw), &call, 1);
-    /* A client that does not read, until nothing more goes in: the daemon cannot get rid of its completions. */
-    for (int full_nr = 0; full_nr < FULL_NAPS;) {
+    /* A client that does not read, until nothing more goes in, though the daemon's loop turns: it cannot get rid of its
+     * completions. */
+    for (int full_nr = 0; full_nr < FULL_LOOKS;) {
         if (raw_try_send(&raw, packet, size, NULL, 0) == 0) {
             full_nr = 0;
         } else {
             full_nr++;
-            nap();
+            assert_true(raw_ready(&other, NULL));
         }
     }
     expect(server->socket, "drain --wait 0.1 --json", FAILED);
@@ -186,6 +192,7 @@ static void test_ctl_drain_tells_that_it_has_not_ended(void **state)
     expect_text(err, "has not exited within 0.1 s");
     server_kill(server);
     trial_free(&trial);
+    raw_close(&other);
     raw_close(&raw);
     server_run(server);
 }
@@ -198,13 +205,13 @@ static void test_ctl_json_of_ping_has_one_shape(void **state)
 {
     const struct server *server = *state;
     struct proxy proxy;
-    expect_json(server->socket, "ping --json", DONE, PING_KEYS);
+    expect_json(server->socket, PING " --json", DONE, PING_KEYS);
     expect_json("/tmp/no-mlacat-here/socket", "ping --json", UNREACHABLE, PING_KEYS);
     proxy_start(&proxy, server, PROXY_MUTE, 0);
     expect_json(proxy.socket, "ping --json --timeout 100", UNREACHABLE, PING_KEYS);
     proxy_stop(&proxy);
     proxy_start(&proxy, server, PROXY_REFUSES, 0);
-    expect_json(proxy.socket, "ping --json", FAILED, PING_KEYS);
+    expect_json(proxy.socket, PING " --json", FAILED, PING_KEYS);
     proxy_stop(&proxy);
 }
 

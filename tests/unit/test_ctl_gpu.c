@@ -115,7 +115,7 @@ static void test_ctl_gpu_memory_fails_by_name(void **state)
 static void test_ctl_gpu_kernel_is_waited_for(void **state)
 {
     struct gpu_kernel kernel;
-    uint64_t ns = 3000000;
+    uint64_t ns = 200000000; /* this thread gets a CPU in that time, to look whether the launch is under way */
     void *parameters[] = {&ns};
     (void)state;
     fake_cuda_behave("");
