@@ -122,6 +122,7 @@ static void test_order_deadline_is_prompt(void **state)
     assert_int_equal(raw_wait(&scene.raw, 1).code, STATUS_OK);
     assert_int_equal(raw_wait(&scene.raw, 2).code, STATUS_OK);
     assert_true(trial_untouched(&scene.trial));
+    assert_int_equal(raw_stats(&scene.raw).outcomes[STATUS_DEADLINE_EXCEEDED], 1);
     clear_scene(&scene);
 }
 

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -128,6 +129,25 @@ static void test_protocol_nothing_before_hello(void **state)
         broken_nr++;
     }
     watch_end(&watch, broken_nr);
+}
+
+static void test_protocol_bad_peers_do_not_fill_the_log(void **state)
+{
+    enum { PEERS = 1000, LOG_BYTES_MAX = 32 << 10 };
+    struct watch watch;
+    struct raw raw;
+    struct stat log;
+    uint8_t packet[16];
+    size_t size = pack_empty_body(packet, MLACAT__V1__ENVELOPE__BODY_STATS_REQUEST, 1);
+    watch_begin(&watch, *state);
+    for (int i = 0; i < PEERS; i++) {
+        raw_connect(&raw, watch.server->socket);
+        raw_send(&raw, packet, size, NULL, 0);
+        assert_broken(&raw, STATUS_UNAUTHENTICATED, "Hello");
+    }
+    watch_end(&watch, PEERS);
+    assert_int_equal(stat(watch.server->log, &log), 0);
+    assert_in_range(log.st_size, 1, LOG_BYTES_MAX);
 }
 
 static void test_protocol_hello_timeout(void **state)
@@ -325,11 +345,17 @@ static void test_protocol_random_packets(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_SERVER(test_protocol_version_and_features), WITH_SERVER(test_protocol_second_hello),
-        WITH_SERVER(test_protocol_nothing_before_hello), cmocka_unit_test(test_protocol_hello_timeout),
-        WITH_SERVER(test_protocol_malformed_packets),    WITH_SERVER(test_protocol_messages_of_the_daemon),
-        WITH_SERVER(test_protocol_oversized_packets),    WITH_SERVER(test_protocol_empty_packet_ends_the_connection),
-        WITH_SERVER(test_protocol_truncated_packets),    WITH_SERVER(test_protocol_random_packets),
+        WITH_SERVER(test_protocol_version_and_features),
+        WITH_SERVER(test_protocol_second_hello),
+        WITH_SERVER(test_protocol_nothing_before_hello),
+        cmocka_unit_test(test_protocol_hello_timeout),
+        WITH_SERVER(test_protocol_malformed_packets),
+        WITH_SERVER(test_protocol_messages_of_the_daemon),
+        WITH_SERVER(test_protocol_oversized_packets),
+        WITH_SERVER(test_protocol_empty_packet_ends_the_connection),
+        WITH_SERVER(test_protocol_truncated_packets),
+        WITH_SERVER(test_protocol_random_packets),
+        WITH_SERVER(test_protocol_bad_peers_do_not_fill_the_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,12 +2,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -195,6 +197,29 @@ static void test_jit_cache_in_a_folder_that_cannot_be_written(void **state)
     assert_non_null(strstr(cache.reason, "cannot make a file"));
 }
 
+/* A file may have so few bytes that the rest of the entry finds no room. */
+static void test_jit_cache_on_a_full_disk_leaves_nothing(void **state)
+{
+    (void)state;
+    static char large[4096];
+    const struct jit_cache_image image = {.bytes = large, .bytes_nr = sizeof(large)};
+    struct jit_cache_key other = key;
+    struct rlimit before;
+    write_entry();
+    other.nvrtc_version++;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    struct rlimit full = {.rlim_cur = 1024, .rlim_max = before.rlim_max};
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &full), 0);
+    bool written = jit_cache_write(&cache, &other, &image);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_false(written);
+    assert_non_null(strstr(cache.reason, "File too large"));
+    assert_int_equal(jit_folder_count(""), 1);            /* what was there before */
+    assert_true(jit_cache_write(&cache, &other, &image)); /* there is room again */
+    assert_int_equal(jit_folder_count(""), 2);
+}
+
 static void test_jit_cache_without_a_folder_is_empty(void **state)
 {
     (void)state;
@@ -351,19 +376,13 @@ static void test_jit_cache_entry_appears_whole(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_jit_cache_gives_back_what_was_written),
-        TEST(test_jit_cache_tells_every_part_of_the_key_apart),
-        TEST(test_jit_cache_removes_a_broken_entry),
-        TEST(test_jit_cache_removes_an_entry_of_wrong_size),
-        TEST(test_jit_cache_mistrusts_what_others_can_write),
-        TEST(test_jit_cache_takes_no_link_and_no_pipe),
-        TEST(test_jit_cache_without_nvrtc_takes_the_newest),
-        TEST(test_jit_cache_in_a_folder_that_cannot_be_written),
-        TEST(test_jit_cache_without_a_folder_is_empty),
-        TEST(test_jit_cache_folder_from_the_environment),
-        TEST(test_jit_cache_removes_what_a_dead_writer_left),
-        TEST(test_jit_cache_removes_entries_that_nobody_uses),
-        TEST(test_jit_cache_entry_appears_whole),
+        TEST(test_jit_cache_gives_back_what_was_written),      TEST(test_jit_cache_tells_every_part_of_the_key_apart),
+        TEST(test_jit_cache_removes_a_broken_entry),           TEST(test_jit_cache_removes_an_entry_of_wrong_size),
+        TEST(test_jit_cache_mistrusts_what_others_can_write),  TEST(test_jit_cache_takes_no_link_and_no_pipe),
+        TEST(test_jit_cache_without_nvrtc_takes_the_newest),   TEST(test_jit_cache_in_a_folder_that_cannot_be_written),
+        TEST(test_jit_cache_on_a_full_disk_leaves_nothing),    TEST(test_jit_cache_without_a_folder_is_empty),
+        TEST(test_jit_cache_folder_from_the_environment),      TEST(test_jit_cache_removes_what_a_dead_writer_left),
+        TEST(test_jit_cache_removes_entries_that_nobody_uses), TEST(test_jit_cache_entry_appears_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
