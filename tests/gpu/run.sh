@@ -170,11 +170,13 @@ finish() {
 # the GPU, of which a daemon takes 32: those that run beside each other take 4, and run in two groups.
 service() {
     [ -n "${MLACAT_FAKE_CUDA:-}" ] || step show "service speed" 60 gpu_service speed
+    # Alone: it looks at how much of the GPU's memory is free, of which one more process takes half a GiB.
+    step show "service give_back" 60 gpu_service give_back
     for part in calls ops order; do
         start "contract $part" 120 env CUDA_DEVICE_MAX_CONNECTIONS=4 contract_gpu_$part
     done
     start "service" 120 env MLACAT_TEST_CONNECTIONS=4 \
-        gpu_service ops chunks lies new_memory give_back library watch events death
+        gpu_service ops chunks lies new_memory library watch events death
     for suite in calls client_death drain limits buffers; do
         start "system $suite" 120 env MLACAT_TEST_DEVICE=cuda MLACAT_TEST_CONNECTIONS=4 "system_$suite"
     done
