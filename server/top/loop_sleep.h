@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * When the event loop sleeps. To wake a thread costs more than a small call takes, for whoever wakes it as well as for
- * the thread. So the loop looks on for a moment where something is likely to come: a completion, while calls are at the
- * workers; a packet, while clients send calls without waiting for each. A client that waits for each call finds the
- * loop asleep: on few CPUs a loop that looks on would only be in its way. A service without work sleeps.
+ * the thread. So after a packet or a completion the loop looks on, yielding (doorbell.h), for spin_ns before it sleeps
+ * (poll = balanced), or as long as a stream is open (spin), or not at all (sleep).
  *
  * Owns:     the handles by which the loop goes round, and the bell that the other threads ring.
  * Thread:   the loop thread.
