@@ -301,7 +301,8 @@ static bool is_closed(struct reclaim *reclaim, const Mlacat__V1__Stats *stats)
 static enum mlacat_status await_closed(struct mlacat_client *client, int64_t deadline, struct error *err)
 {
     struct reclaim reclaim = {.marked = false};
-    for (;;) {
+    uint64_t epoch = client->epoch; /* a daemon that has gone has let go of everything */
+    while (client->epoch == epoch) {
         message *reply;
         message request = MLACAT__V1__ENVELOPE__INIT;
         Mlacat__V1__StatsRequest body = MLACAT__V1__STATS_REQUEST__INIT;
@@ -322,6 +323,7 @@ static enum mlacat_status await_closed(struct mlacat_client *client, int64_t dea
         int64_t step = timing_now() + RECLAIM_STEP_NS;
         timing_cond_wait(&client->changed, &client->lock, step < deadline ? step : deadline);
     }
+    return MLACAT_OK;
 }
 
 enum mlacat_status mlacat_reclaim(struct mlacat_client *client, int64_t timeout_us)
@@ -339,8 +341,11 @@ enum mlacat_status mlacat_reclaim(struct mlacat_client *client, int64_t timeout_
         await_closed(client, deadline, &err);
     }
     pthread_mutex_unlock(&client->lock);
+    if (err.code == MLACAT_OK || err.code == MLACAT_UNAVAILABLE) {
+        return MLACAT_OK; /* without a connection the daemon lets go of everything */
+    }
     if (err.code != MLACAT_DEADLINE_EXCEEDED) {
-        return MLACAT_OK; /* or the connection has ended, and then the daemon lets go of everything */
+        return error_raise(&err);
     }
     return error_fail(MLACAT_DEADLINE_EXCEEDED,
                       "%s has not closed all GPU memory that was freed within %lld us (%.120s); it still is asked to: "

@@ -47,9 +47,20 @@ static enum mlacat_status fail_lost(const struct mlacat_client *client, struct e
     return err->code;
 }
 
+static bool is_over(int64_t until)
+{
+    return until != TIMING_NEVER && timing_now() >= until;
+}
+
+static enum mlacat_status fail_late(const struct mlacat_client *client, struct error *err)
+{
+    return error_set(err, MLACAT_DEADLINE_EXCEEDED, "%s has not answered in time; is it stopped or stuck?",
+                     client->socket);
+}
+
 /* Sends, and connects again as often as need be until the packet is in the socket. */
 static enum mlacat_status send_request(struct mlacat_client *client, message *request, const struct wire_fds *fds,
-                                       enum request_when when, struct error *err)
+                                       enum request_when when, int64_t until, struct error *err)
 {
     uint64_t epoch = client->epoch;
     size_t size = mlacat__v1__envelope__get_packed_size(request);
@@ -70,7 +81,10 @@ static enum mlacat_status send_request(struct mlacat_client *client, message *re
         if (sent == TRANSPORT_SENT) {
             return MLACAT_OK;
         }
-        if (transport_recover(client, sent, err) != MLACAT_OK) {
+        if (is_over(until)) {
+            return fail_late(client, err);
+        }
+        if (transport_recover(client, sent, until, err) != MLACAT_OK) {
             return err->code;
         }
     }
@@ -102,19 +116,18 @@ static enum mlacat_status make(struct mlacat_client *client, message *message_ou
 {
     struct request request = {.id = ++client->last_request_id, .passed = passed};
     message_out->request_id = request.id;
-    if (send_request(client, message_out, fds, when, err) != MLACAT_OK) {
+    if (send_request(client, message_out, fds, when, until, err) != MLACAT_OK) {
         return err->code;
     }
     uint64_t epoch = client->epoch;
     TAILQ_INSERT_TAIL(&client->requests, &request, link);
-    while (!request.ended && (until == TIMING_NEVER || timing_now() < until)) {
+    while (!request.ended && !is_over(until)) {
         transport_step(client, &request.waiter, until);
     }
     transport_leave(client);
     if (!request.ended) {
         TAILQ_REMOVE(&client->requests, &request, link); /* the reply finds nobody */
-        return error_set(err, MLACAT_DEADLINE_EXCEEDED, "%s has not answered in time; is it stopped or stuck?",
-                         client->socket);
+        return fail_late(client, err);
     }
     if (request.reply == NULL || client->epoch != epoch) {
         if (request.reply != NULL) {

@@ -11,6 +11,7 @@
 #include "ring.h"
 #include "sized.h"
 #include "slot.h"
+#include "timing.h"
 #include "transport.h"
 
 /* Calls of one submit: an array whose elements may be of another size than ours. */
@@ -173,7 +174,7 @@ static enum mlacat_status submit_packet(struct mlacat_stream *stream, const stru
             }
             return err->code;
         }
-        if (transport_recover(client, sent, err) != MLACAT_OK) {
+        if (transport_recover(client, sent, TIMING_NEVER, err) != MLACAT_OK) {
             return err->code;
         }
     }

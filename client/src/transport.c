@@ -286,43 +286,44 @@ void transport_close(struct mlacat_client *client, int fd)
 }
 
 /* Waits for space while another thread reads: that one would not come back for space. */
-static void watch_space(struct mlacat_client *client)
+static void watch_space(struct mlacat_client *client, int64_t deadline)
 {
     struct waiter waiter = {.each_round = true, .watched = client->fd};
     uint64_t round = client->rounds;
     TAILQ_INSERT_TAIL(&client->watchers, &waiter, link);
     pthread_mutex_unlock(&client->lock);
-    short ready = poll_socket(waiter.watched, true, TIMING_NEVER);
+    short ready = poll_socket(waiter.watched, true, deadline);
     pthread_mutex_lock(&client->lock);
     TAILQ_REMOVE(&client->watchers, &waiter, link);
     if (client->fd != waiter.watched) {
         transport_close(client, waiter.watched);
     } else if ((ready & POLLOUT) == 0 && client->reading && client->rounds == round) {
         /* Only readable, and the reader has not come back since: it is about to. Polling until then would spin. */
-        park(client, &waiter, TIMING_NEVER);
+        park(client, &waiter, deadline);
     }
 }
 
-static void await_space(struct mlacat_client *client)
+static void await_space(struct mlacat_client *client, int64_t deadline)
 {
     if (client->reading) {
-        watch_space(client);
+        watch_space(client, deadline);
     } else {
         /* Reads as well: the daemon may have stopped taking packets because we do not take its completions. */
         struct waiter waiter = {.each_round = true, .wants_space = true};
-        transport_step(client, &waiter, TIMING_NEVER);
+        transport_step(client, &waiter, deadline);
     }
     transport_leave(client);
 }
 
-enum mlacat_status transport_recover(struct mlacat_client *client, enum transport_sent sent, struct error *err)
+enum mlacat_status transport_recover(struct mlacat_client *client, enum transport_sent sent, int64_t deadline,
+                                     struct error *err)
 {
     if (sent == TRANSPORT_FAILED) {
         return error_set(err, MLACAT_RESOURCE_EXHAUSTED, "cannot send to %s: %s; release memory or close descriptors",
                          client->socket, strerror(errno));
     }
     if (sent == TRANSPORT_FULL) {
-        await_space(client);
+        await_space(client, deadline);
     } else {
         transport_await_end(client);
     }

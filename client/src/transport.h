@@ -45,9 +45,10 @@ void transport_leave(struct mlacat_client *client);
 void transport_wake(struct waiter *waiter);
 void transport_wake_all(struct mlacat_client *client);
 
-/* After a packet was not sent (and before errno changes): waits for space or for the end of the connection. MLACAT_OK:
- * try again, but check everything before, because the lock was free meanwhile. */
-enum mlacat_status transport_recover(struct mlacat_client *client, enum transport_sent sent, struct error *err);
+/* After a packet was not sent (and before errno changes): waits for space until `deadline`, or for the end of the
+ * connection. MLACAT_OK: try again, but check everything before, because the lock was free meanwhile. */
+enum mlacat_status transport_recover(struct mlacat_client *client, enum transport_sent sent, int64_t deadline,
+                                     struct error *err);
 /* Ends the connection and waits until that is seen. */
 void transport_await_end(struct mlacat_client *client);
 

@@ -19,8 +19,9 @@
  * Restart     When the daemon goes away, calls and requests in flight end with MLACAT_UNAVAILABLE and scope SESSION;
  *             the content of the calls' outputs is undefined. The next submit or request connects again, for which it
  *             waits up to `reconnect_timeout_ms`, then registers all buffers and events and opens all streams again,
- *             which takes what the daemon needs (up to as long for each of them). Handles stay valid. What could not be
- *             restored gives MLACAT_FAILED_PRECONDITION when it is used; release it.
+ *             which takes what the daemon needs (up to as long for each of them); other threads that need the
+ *             connection then get UNAVAILABLE after that time. Handles stay valid. What could not be restored gives
+ *             MLACAT_FAILED_PRECONDITION when it is used; release it.
  *             A daemon that drains ends new calls, and refuses new buffers and streams, with MLACAT_UNAVAILABLE and
  *             scope CALL: nothing was written. Those after that wait for it to go (within the same time) and then
  *             connect again.
@@ -246,9 +247,10 @@ MLACAT_API void mlacat_buffer_release(struct mlacat_buffer *buffer);
 
 /*
  * Looks at once, and not only when the library's thread does next, which registered GPU memory of the client was freed,
- * and returns when the daemon has closed that and all that this client gave up before: it is the GPU's again. At most
- * after timeout_us (-1: for ever, 0: does not wait). For a program that frees much and wants to allocate it again in
- * other sizes. No handle is freed: release the buffers as ever. DEADLINE_EXCEEDED: not yet; it will be.
+ * and returns when the daemon has closed that and all that this client gave up before: it is the GPU's again, unless
+ * another client has registered the same allocation. At most after timeout_us (-1: for ever, 0: only has it begun). For
+ * a program that frees much and wants to allocate it again in other sizes. No handle is freed: release the buffers as
+ * ever. DEADLINE_EXCEEDED: not yet; it will be. OK also when the connection has ended: the daemon then closes it all.
  */
 MLACAT_API enum mlacat_status mlacat_reclaim(struct mlacat_client *client, int64_t timeout_us);
 
