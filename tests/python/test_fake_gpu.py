@@ -255,7 +255,8 @@ def test_reclaim_has_a_deadline(gpu, gpu_daemon, as_default, monkeypatch):
     assert not mlacat.empty_cache(0.02)
     gpu_daemon.send(signal.SIGCONT)
     client.reclaim(None)
-    assert mlacat.empty_cache(-5) in (True, False) and mlacat.empty_cache(1e30)
+    assert not mlacat.empty_cache(-5)  # as 0: it is only begun
+    assert mlacat.empty_cache(1e30)
     assert memory_open_in(gpu_daemon) == before
 
 

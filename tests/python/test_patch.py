@@ -156,7 +156,9 @@ def test_empty_cache_of_torch(packages, fake_torch, monkeypatch):
             cuda.emptied.clear()
             assert function() is None
             assert cuda.emptied == ["torch", 1.0]
+        cuda.emptied.clear()
         assert mlacat.empty_cache(0.5)
+        assert cuda.emptied == ["torch", 0.5]
     assert cuda.empty_cache is cuda.memory.empty_cache is packages.sglang_srt_forward_mha.clear is theirs
 
 

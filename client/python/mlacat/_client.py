@@ -70,7 +70,10 @@ class Client(_functions.Functions, _mlacat.Client):
         import numpy
 
         kind = _dtypes.numpy_type(dtype)
-        shape = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(map(operator.index, shape))
+        try:
+            shape = (operator.index(shape),)  # type: ignore[arg-type]
+        except TypeError:
+            shape = tuple(map(operator.index, shape))  # type: ignore[arg-type]
         if any(extent < 0 for extent in shape):
             raise ArgumentError(
                 f"the shape {shape} has a negative extent; give 0 or more", _mlacat.STATUS["INVALID_ARGUMENT"]

@@ -54,6 +54,7 @@ def _emptying(original: Function) -> Function:
         original()
         _client.default.reclaim(_client.RECLAIM_SECONDS)
 
+    setattr(empty_cache, _torch.ORIGINAL, original)
     return empty_cache
 
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any, ContextManager
 
 _LEGACY_DEFAULT_STREAMS = (0, 1)  # cudaStreamLegacy is 1
+ORIGINAL = "mlacat_original"  # of what mlacat.patch() puts in place of torch's empty_cache
 
 
 def is_compiling() -> bool:
@@ -69,10 +70,11 @@ def is_tensor(array: Any) -> bool:
 
 
 def empty_cache() -> None:
-    """torch.cuda.empty_cache, where there is anything to empty."""
+    """torch's own torch.cuda.empty_cache, where there is anything to empty."""
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "cuda"):
-        torch.cuda.empty_cache()
+        function = torch.cuda.empty_cache
+        getattr(function, ORIGINAL, function)()
 
 
 def on_stream(array: Any, stream: int) -> ContextManager[Any]:
