@@ -8,8 +8,8 @@
 #include "thread.h"
 
 #define NS_PER_S 1000000000
-/* The longest jobs are to open a device and to unmap much host memory: seconds. */
-#define STUCK_NS UINT64_C(10000000000)
+/* The longest job is to open a device: its kernels may take JIT_LIMIT_MS (cuda_jit.h) to build. */
+#define STUCK_NS UINT64_C(30000000000)
 
 /* What follows may take long; or nothing follows. */
 static void note_busy(struct control *control, bool busy)

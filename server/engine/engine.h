@@ -83,7 +83,7 @@ uint32_t engine_calls(const struct engine *engine);
 bool engine_idle(const struct engine *engine);
 
 /* True if a worker has made no round between this question and the last though it has calls, or the control thread has
- * been at one job for ten seconds. */
+ * been at one job for half a minute. */
 bool engine_stuck(struct engine *engine);
 
 /* Calls in flight from rings. */
