@@ -379,12 +379,17 @@ int daemon_run(struct daemon *daemon)
     return daemon->exit_code;
 }
 
+static _Atomic bool devices_stopped;
+
 /* What a device does to the end of the process nobody else can end. */
 static void *end_late_stop(void *arg)
 {
     struct daemon *daemon = arg;
     const struct timespec time = {.tv_sec = STOP_TIMEOUT_MS / 1000};
     nanosleep(&time, NULL);
+    if (devices_stopped) {
+        return NULL;
+    }
     log_error("stop_timeout", "reason=\"the driver does not come back\"");
     daemon->exit_code = 1;
     daemon_log_exit(daemon);
@@ -400,6 +405,7 @@ static void stop_devices(struct daemon *daemon)
         pthread_detach(thread);
     }
     devices_stop(&daemon->devices);
+    devices_stopped = true;
 }
 
 void daemon_fini(struct daemon *daemon)
