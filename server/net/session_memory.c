@@ -154,6 +154,7 @@ void session_register_buffer(struct session *session, struct wire_message *messa
     }
     buffer->request_id = message->request_id;
     if (handles_add(&session->buffers, buffer, limit, "buffers", &buffer->ref, &err) != MLACAT_OK) {
+        count_leaving(session, buffer, 1);
         buffer_drop(buffer);
         goto fail;
     }
