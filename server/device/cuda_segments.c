@@ -86,9 +86,12 @@ static void close_mapping(struct cuda_segments *segments, cuda_address base)
     }
 }
 
-/* After a close, or when one is used again. */
-static void count_closed(struct cuda_segments *segments)
+/* After this one was closed, or when it is used again. */
+static void count_closed(struct cuda_segments *segments, const struct cuda_segment *closing)
 {
+    if (closing->release != atomic_load_explicit(&segments->closed, memory_order_relaxed) + 1) {
+        return; /* an older one is still open */
+    }
     uint64_t closed = atomic_load_explicit(&segments->released, memory_order_relaxed);
     for (struct list_node *node = segments->open.next; node != &segments->open; node = node->next) {
         const struct cuda_segment *segment = LIST_ENTRY(node, struct cuda_segment, open);
@@ -107,7 +110,7 @@ static void close_segment(struct cuda_segments *segments, struct cuda_segment *s
     list_remove(&segment->open);
     wait_no_more(segments, segment);
     close_mapping(segments, segment->base);
-    count_closed(segments);
+    count_closed(segments, segment);
     if (segment->users == 0) {
         free(segment);
     }
@@ -362,7 +365,7 @@ enum mlacat_status cuda_segments_get(struct cuda_segments *segments, const struc
     }
     wait_no_more(segments, found);
     if (found->users++ == 0 && *known) {
-        count_closed(segments);
+        count_closed(segments, found);
     }
     *segment = found;
     return MLACAT_OK;
