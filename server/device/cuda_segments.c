@@ -9,6 +9,7 @@
 #include "clock.h"
 #include "cuda_device.h"
 #include "log.h"
+#include "min_max.h"
 
 #define PIN_LOOK_NS 20000
 /* Who has not looked for calls for as long knows nothing of them. */
@@ -172,11 +173,6 @@ static bool close_soon(struct cuda_segments *segments, struct cuda_segment *segm
     wait_for_turn(segments);
     close_segment(segments, segment);
     return true;
-}
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
 }
 
 /* The next segment to close; NULL: none yet, and *in_ns when to look again. */

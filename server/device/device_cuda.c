@@ -23,6 +23,7 @@
 #include "cuda_stream.h"
 #include "device.h"
 #include "log.h"
+#include "min_max.h"
 
 /* For a GPU that does not tell its memory's speed. */
 #define UNKNOWN_BYTES_PER_MS ((uint64_t)100 << 20)
@@ -324,11 +325,6 @@ static uint64_t check_context(struct device *device, struct error *err)
         cuda_device_fail(device, err, result, "cuStreamQuery", "%s cannot be used any more", device->uuid);
     }
     return CHECK_NS;
-}
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
 }
 
 /* They share one pace: who goes second finds the time used up. */

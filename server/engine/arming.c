@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "arming.h"
 
+#include "min_max.h"
+
 /* How far apart two waits may be: a part of them, and what a GPU's clocks and queues do anyway. */
 #define SPREAD_PARTS 64
 #define SPREAD_LEAST_NS 20000
@@ -18,16 +20,6 @@
 #define LAPSES_FREE 2
 #define SKIP_MOST_LOG2 6
 
-static uint64_t later(uint64_t a_ns, uint64_t b_ns)
-{
-    return a_ns > b_ns ? a_ns : b_ns;
-}
-
-static uint64_t earlier(uint64_t a_ns, uint64_t b_ns)
-{
-    return a_ns < b_ns ? a_ns : b_ns;
-}
-
 static uint64_t before(uint64_t at_ns, uint64_t by_ns, uint64_t least_ns)
 {
     return at_ns - least_ns > by_ns ? at_ns - by_ns : least_ns;
@@ -35,7 +27,7 @@ static uint64_t before(uint64_t at_ns, uint64_t by_ns, uint64_t least_ns)
 
 static uint64_t spread_of(uint64_t gap_ns)
 {
-    return earlier(SPREAD_LEAST_NS + gap_ns / SPREAD_PARTS, ARMING_MOST_NS / 2);
+    return min_u64(SPREAD_LEAST_NS + gap_ns / SPREAD_PARTS, ARMING_MOST_NS / 2);
 }
 
 static struct arming_plan plan_around(uint64_t gap_ns, uint64_t since_ns)
@@ -46,14 +38,14 @@ static struct arming_plan plan_around(uint64_t gap_ns, uint64_t since_ns)
     plan.arm_ns = before(at_ns, spread_ns, since_ns);
     plan.late_ns = at_ns + spread_ns;
     plan.look_ns = before(plan.arm_ns, WAKE_NS, since_ns);
-    plan.rest_ns = at_ns + earlier(later(LOOK_ON_LEAST_NS, gap_ns / LOOK_ON_PARTS), LOOK_ON_MOST_NS);
+    plan.rest_ns = at_ns + min_u64(max_u64(LOOK_ON_LEAST_NS, gap_ns / LOOK_ON_PARTS), LOOK_ON_MOST_NS);
     return plan;
 }
 
 struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, uint64_t now_ns)
 {
-    struct arming_plan first = plan_around(earlier(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
-    return now_ns < first.late_ns ? first : plan_around(later(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
+    struct arming_plan first = plan_around(min_u64(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
+    return now_ns < first.late_ns ? first : plan_around(max_u64(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
 }
 
 uint64_t arming_pause_ns(const struct arming_plan *plan, uint64_t since_ns, uint64_t now_ns)
@@ -62,14 +54,14 @@ uint64_t arming_pause_ns(const struct arming_plan *plan, uint64_t since_ns, uint
         return 0;
     }
     uint64_t pause_ns = (now_ns - since_ns) / PAUSE_PARTS;
-    pause_ns = earlier(later(pause_ns, PAUSE_LEAST_NS), PAUSE_MOST_NS);
-    return now_ns < plan->look_ns ? earlier(pause_ns, plan->look_ns - now_ns) : pause_ns;
+    pause_ns = min_u64(max_u64(pause_ns, PAUSE_LEAST_NS), PAUSE_MOST_NS);
+    return now_ns < plan->look_ns ? min_u64(pause_ns, plan->look_ns - now_ns) : pause_ns;
 }
 
 void arming_ready(struct arming *arming, uint64_t waited_ns)
 {
     uint64_t last_ns = arming->gap_ns[0];
-    uint64_t other_ns = later(last_ns, waited_ns) - earlier(last_ns, waited_ns);
+    uint64_t other_ns = max_u64(last_ns, waited_ns) - min_u64(last_ns, waited_ns);
     if (other_ns > spread_of(last_ns)) {
         arming->gap_ns[1] = last_ns;
     }

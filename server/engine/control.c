@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "clock.h"
+#include "min_max.h"
 #include "thread.h"
 
 #define NS_PER_S 1000000000
@@ -36,11 +37,6 @@ static uint64_t tend(struct control *control)
 const struct error *control_lost(const struct control *control)
 {
     return atomic_load(&control->is_lost) ? &control->lost : NULL;
-}
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
 }
 
 /* How long the lane's next job is held back. */
