@@ -161,8 +161,8 @@ bool cuda_flights_conflict_since(const struct cuda_flights *flights, uint32_t fi
  * It is all the same whether the launch writes the words or the driver does behind it: either way that comes after the
  * copies of the launch and before anything of the lane's next one, because launches of one CUDA stream run one after
  * the other. But a kernel writes its two words in no order: whoever sees the fence cannot know that `done` has landed
- * before something behind the kernel says so. A newer `done` of the GPU lands later
- * all the same, from the same lane; a newer one of ours waits for that (cuda_flights_prove).
+ * before something behind the kernel says so. A newer `done` of the GPU lands later all the same, from the same lane; a
+ * newer one of ours waits for that (cuda_flights_prove).
  *
  * A call that is several launches is never direct: they are on several lanes.
  */

@@ -4,8 +4,9 @@
  * driver lets memory of one process be open in one context of another only.
  *
  * What other processes can make wait, and for how long, decides this code more than speed does:
- *   - nothing that a client must do first is ever enqueued on the GPU: a pending wait holds a hardware connection, and
- *     when all are held every stream of the process stops;
+ *   - nothing that a client must do first is waited for on the GPU without a bound of ours: a pending wait holds a
+ *     hardware connection, and when all are held every stream of the process stops. Only an armed call waits there, and
+ *     gives up soon (`arm` of device.h);
  *   - closing, freeing and unregistering run on the control thread only, paced: they stop every launch while they wait
  *     for a running kernel;
  *   - modules are loaded, and each kernel launched once, before the device is open.
