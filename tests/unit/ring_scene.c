@@ -191,6 +191,12 @@ void scene_open(const struct device_ops *ops)
     TURN_UNTIL(opened == 1);
 }
 
+void await_gone(void)
+{
+    TURN_UNTIL(gone == 1);
+    stream = NULL;
+}
+
 void scene_close(void)
 {
     paper.permits = 1 << 20;
@@ -198,7 +204,7 @@ void scene_close(void)
     if (stream) {
         stream_drop_ring(stream);
         stream_close(stream);
-        TURN_UNTIL(gone == 1);
+        await_gone();
     }
     if (buffer) {
         buffer_drop(buffer);

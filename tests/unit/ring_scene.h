@@ -57,6 +57,9 @@ struct buffer *publish(void);
         sched_yield();        \
     }
 
+/* Until the stream, which the test has closed, has gone. */
+void await_gone(void);
+
 /* --- the client --- */
 
 extern struct mlacat_ring_client *client;

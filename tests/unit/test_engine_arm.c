@@ -48,8 +48,7 @@ static void test_engine_arm_lapsed_runs_after_its_word_in_order_and_once(void **
     }
     assert_int_equal(mlacat_ring_fence(daemon_page), 3);
     stream_close(stream); /* nothing is left of them */
-    TURN_UNTIL(gone == 1);
-    stream = NULL;
+    await_gone();
     assert_int_equal(paper.launched, 3);
     assert_int_equal(paper.armed, 1);
     assert_int_equal(outcomes(MLACAT_OK), 3);
@@ -112,8 +111,7 @@ static void test_engine_arm_close_waits_for_it(void **state)
     assert_int_equal(gone, 0);
     say_ready(1);
     paper.permits = 1;
-    TURN_UNTIL(gone == 1);
-    stream = NULL;
+    await_gone();
     assert_int_equal(outcomes(MLACAT_OK), 1);
 }
 
@@ -127,8 +125,7 @@ static void test_engine_arm_close_waits_for_a_lapsed_one(void **state)
     say_ready(1);
     TURN_UNTIL(paper.launched == 1);
     paper.permits = 1;
-    TURN_UNTIL(gone == 1);
-    stream = NULL;
+    await_gone();
     assert_int_equal(outcomes(MLACAT_OK), 1);
 }
 
@@ -142,8 +139,7 @@ static void test_engine_arm_dropped_ends_when_it_lapses(void **state)
     settle();
     assert_int_equal(gone, 0);
     paper.lapse_nr = 1;
-    TURN_UNTIL(gone == 1);
-    stream = NULL;
+    await_gone();
     assert_int_equal(paper.launched, 0);
     assert_int_equal(paper.armed, 1);
     assert_int_equal(outcomes(MLACAT_ABORTED), 3);
@@ -159,8 +155,7 @@ static void test_engine_arm_dropped_ends_when_it_has_run(void **state)
     settle();
     assert_int_equal(gone, 0);
     paper.permits = 1;
-    TURN_UNTIL(gone == 1);
-    stream = NULL;
+    await_gone();
     assert_int_equal(outcomes(MLACAT_OK), 1);
     assert_int_equal(outcomes(MLACAT_ABORTED), 0);
 }
@@ -311,8 +306,7 @@ static void test_engine_arm_lapsed_is_dropped_before_it_is_armed_again(void **st
     stream_close(stream);
     settle();
     paper.lapse_nr = 1;
-    TURN_UNTIL(gone == 1);
-    stream = NULL;
+    await_gone();
     assert_int_equal(paper.armed, 2);
     assert_int_equal(outcomes(MLACAT_ABORTED), 1);
 }

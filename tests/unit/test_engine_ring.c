@@ -145,8 +145,7 @@ static void test_engine_ring_broken_is_reported_once_and_read_no_more(void **sta
     client->submit_tail = 12345;
     submit();
     stream_close(stream); /* nothing more to wait for */
-    TURN_UNTIL(gone == 1);
-    stream = NULL;
+    await_gone();
     assert_int_equal(broken_nr, 1);
     assert_int_equal(paper.launched, 1);
 }
@@ -238,8 +237,7 @@ static void test_engine_ring_dropped_calls_are_counted(void **state)
     TURN_UNTIL(mlacat_ring_taken(daemon_page) == 3);
     stream_drop_ring(stream);
     stream_close(stream);
-    TURN_UNTIL(gone == 1);
-    stream = NULL;
+    await_gone();
     assert_int_equal(counters_outcome(&engine.workers[0].counters, MLACAT_ABORTED), 3);
 }
 
