@@ -139,18 +139,35 @@ def await_free(wanted):
     return time.monotonic() - began
 
 
-def test_memory_is_back_after_empty_cache(whole_gpu):
-    """With no further call: the library sees that the memory was freed, and the daemon lets go of it."""
+# Less than torch takes for one tensor of a call of many tokens, so that one that stays open is seen. The driver hands
+# out memory in pieces of 2 MiB, and may have a few more of them for itself the second time.
+DRIVERS_OWN = 16 * MIB
+
+
+def call_and_free(tokens):
+    """A call whose memory torch gives back at once."""
     before = free_bytes()
-    tokens = min(32768, before // 4 // bytes_of_call(1024) * 1024)
     tensors = call(tokens)
     torch.cuda.synchronize()
     assert free_bytes() < before - bytes_of_call(tokens) // 2
     del tensors
     torch.cuda.empty_cache()
-    # What the driver keeps for itself after allocations of this size is less than a hundredth of them.
-    took = await_free(before - max(64 * MIB, bytes_of_call(tokens) // 100))
-    print(f"memory back after {took * 1000:.0f} ms")
+
+
+def test_memory_is_back_after_empty_cache(whole_gpu):
+    """With no further call: the library sees that the memory was freed, and the daemon lets go of it."""
+    first = free_bytes()
+    tokens = min(32768, first // 4 // bytes_of_call(1024) * 1024)
+    # The driver keeps for good what the first call of a size makes torch load and the driver set up: not the service's.
+    # The daemon says that it has closed all, so that `before` has nothing of it.
+    call_and_free(tokens)
+    assert mlacat.empty_cache(timeout=5)
+    give_back()
+    before = free_bytes()
+    assert before > first - bytes_of_call(tokens) // 10, f"a first call has left {(first - before) // MIB} MiB in use"
+    call_and_free(tokens)
+    took = await_free(before - DRIVERS_OWN)
+    print(f"memory back after {took * 1000:.0f} ms; the first call has left {(first - before) // MIB} MiB in use")
     assert took < BACK_SECONDS, f"memory back after {took * 1000:.0f} ms"
 
 
