@@ -10,6 +10,8 @@
 
 #include <cmocka.h>
 
+#include "cuda_driver_work.h"
+
 struct driver driver;
 
 uint64_t __wrap_clock_now_ns(void);
@@ -215,82 +217,6 @@ static int release(cuda_allocation allocation)
 
 /* ----------------------------------------------------------------------------------- pages and streams */
 
-struct cuda_stream {
-    bool lapsed; /* its last launch with a gate has */
-};
-
-#define THINGS 4096
-#define STREAMS 64
-static struct thing {
-    struct cuda_stream *stream; /* NULL: it is done */
-    _Atomic uint64_t *word;     /* NULL: a kernel */
-    uint64_t value;
-    struct concat_mla_gate gate; /* of a kernel */
-    bool gated;                  /* a word of the kernel before it, which it writes unless it has lapsed */
-} things[THINGS];
-static uint32_t things_head;
-static uint32_t things_tail;
-static struct cuda_stream streams[STREAMS]; /* more than these share one */
-
-static void enqueue(struct thing thing)
-{
-    assert_true(things_tail - things_head < THINGS);
-    things[things_tail++ % THINGS] = thing;
-}
-
-/* A word tells how far something is: it never goes back. */
-static void do_thing(struct thing *thing)
-{
-    if (thing->gate.address != 0) {
-        thing->stream->lapsed = atomic_load((_Atomic uint64_t *)(uintptr_t)thing->gate.address) < thing->gate.value;
-        driver.lapses += thing->stream->lapsed;
-        if (thing->stream->lapsed) {
-            assert_true(atomic_load((_Atomic uint64_t *)(uintptr_t)thing->gate.lapsed) < thing->gate.lapsed_value);
-            atomic_store((_Atomic uint64_t *)(uintptr_t)thing->gate.lapsed, thing->gate.lapsed_value);
-        }
-    }
-    if (thing->word && !(thing->gated && thing->stream->lapsed)) {
-        assert_true(atomic_load(thing->word) < thing->value);
-        atomic_store(thing->word, thing->value);
-    }
-    thing->stream = NULL;
-}
-
-static uint32_t work(const struct cuda_stream *stream, uint32_t nr)
-{
-    uint32_t done = 0;
-    for (uint32_t i = things_head; done < nr && i != things_tail; i++) {
-        struct thing *thing = &things[i % THINGS];
-        if (thing->stream && (!stream || thing->stream == stream)) {
-            do_thing(thing);
-            done++;
-        }
-    }
-    while (things_head != things_tail && !things[things_head % THINGS].stream) {
-        things_head++;
-    }
-    return done;
-}
-
-uint32_t driver_work(uint32_t nr)
-{
-    return work(NULL, nr);
-}
-
-uint32_t driver_work_on(uint32_t index, uint32_t nr)
-{
-    return work(&streams[index], nr);
-}
-
-uint32_t driver_things_on(uint32_t index)
-{
-    uint32_t nr = 0;
-    for (uint32_t i = things_head; i != things_tail; i++) {
-        nr += things[i % THINGS].stream == &streams[index];
-    }
-    return nr;
-}
-
 static int register_host(void *memory, size_t bytes, unsigned int flags)
 {
     assert_true(((uintptr_t)memory & 4095) == 0 && bytes > 0 && (bytes & 4095) == 0 && flags == 3);
@@ -322,7 +248,7 @@ static int stream_create(struct cuda_stream **stream, unsigned int flags)
     if (fails(DRIVER_cuStreamCreate)) {
         return driver.fail_result;
     }
-    *stream = &streams[driver.streams++ % STREAMS];
+    *stream = driver_stream_at(driver.streams++);
     return CUDA_RESULT_OK;
 }
 
@@ -350,7 +276,8 @@ static int write_value(struct cuda_stream *stream, cuda_address address, uint64_
         driver.wakes++;
         return CUDA_RESULT_OK;
     }
-    enqueue((struct thing){.stream = stream, .word = (_Atomic uint64_t *)(uintptr_t)address, .value = value});
+    driver_enqueue(
+        (struct driver_thing){.stream = stream, .word = (_Atomic uint64_t *)(uintptr_t)address, .value = value});
     return CUDA_RESULT_OK;
 }
 
@@ -360,10 +287,10 @@ static void write_end(struct cuda_stream *stream, const struct concat_mla_signal
     for (int i = 0; i < CONCAT_MLA_END_WORDS; i++) {
         int word = driver.fence_first ? CONCAT_MLA_END_WORDS - 1 - i : i;
         if (signal->end.address[word] != 0) {
-            enqueue((struct thing){.stream = stream,
-                                   .word = (_Atomic uint64_t *)(uintptr_t)signal->end.address[word],
-                                   .value = signal->end.value[word],
-                                   .gated = signal->gate.address != 0});
+            driver_enqueue((struct driver_thing){.stream = stream,
+                                                 .word = (_Atomic uint64_t *)(uintptr_t)signal->end.address[word],
+                                                 .value = signal->end.value[word],
+                                                 .gated = signal->gate.address != 0});
         }
     }
 }
@@ -394,12 +321,12 @@ static int launch_kernel(struct cuda_function *function, unsigned int grid_x, un
     driver.launch_grid += grid_x;
     const struct concat_mla_signal *signal = signal_of(function, parameters);
     if (!signal) {
-        enqueue((struct thing){.stream = stream});
+        driver_enqueue((struct driver_thing){.stream = stream});
         return CUDA_RESULT_OK;
     }
     assert_true(grid_x == 1 && block_x % CONCAT_MLA_MANY_THREADS == 0 && block_x <= CONCAT_MLA_SIGNAL_THREADS);
     assert_true(signal->gate.address == 0 || signal->gate.wait_ns > 0);
-    enqueue((struct thing){.stream = stream, .gate = signal->gate});
+    driver_enqueue((struct driver_thing){.stream = stream, .gate = signal->gate});
     write_end(stream, signal);
     driver.signal_launches++;
     return CUDA_RESULT_OK;
@@ -436,9 +363,7 @@ static int device_name(char *name, int name_bytes, int device)
 void driver_reset(void)
 {
     memset(&driver, 0, sizeof(driver));
-    memset(streams, 0, sizeof(streams));
-    things_head = 0;
-    things_tail = 0;
+    driver_work_reset();
     driver.now_ns = 1000000000;
     driver.shortest_close_ns = UINT64_MAX;
     driver.fail_result = CUDA_RESULT_OUT_OF_MEMORY;
