@@ -8,12 +8,16 @@
 #include <string.h>
 
 #include "cpus.h"
+#include "min_max.h"
 #include "option.h"
 
-/* Where there are CPUs to spare a thread spins for longer: to wake takes as long as a few small calls. */
+/* Where there are CPUs to spare a thread spins for longer: to wake takes as long as a few small calls, and the first
+ * launch after it ten times as long as others. Work of milliseconds between the calls of a model's step is common. */
 #define SPIN_LONG_CPUS 8
-#define SPIN_LONG_US 1000
+#define SPIN_LONG_US 5000
 #define SPIN_SHORT_US 50
+/* Not so the loop: it has no part in the calls of rings, and a packet costs a wake-up at worst. */
+#define LOOP_SPIN_MOST_NS 1000000
 #define SECTION "mlacatd"
 #define COMMAND_LINE "command line"
 
@@ -342,6 +346,11 @@ uint64_t config_spin_ns(const struct config *config)
 {
     uint32_t chosen_us = cpus_usable() >= SPIN_LONG_CPUS ? SPIN_LONG_US : SPIN_SHORT_US;
     return (config->spin_us > 0 ? config->spin_us : chosen_us) * UINT64_C(1000);
+}
+
+uint64_t config_loop_spin_ns(const struct config *config)
+{
+    return min_u64(config_spin_ns(config), LOOP_SPIN_MOST_NS);
 }
 
 uint32_t config_workers(const struct config *config)

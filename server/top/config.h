@@ -82,8 +82,10 @@ void config_help(FILE *out);
  */
 enum mlacat_status config_reload(struct config *config, int argc, char *const argv[], struct error *err);
 
-/* How long threads spin after an event: what is configured, or by the number of CPUs. */
+/* How long workers spin after an event: what is configured, or by the number of CPUs. The loop: a millisecond at most.
+ */
 uint64_t config_spin_ns(const struct config *config);
+uint64_t config_loop_spin_ns(const struct config *config);
 
 /* Threads for a device: `workers`, or for 0 half of the CPUs that the process may use; 1 to the option's maximum. */
 uint32_t config_workers(const struct config *config);

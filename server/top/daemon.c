@@ -261,7 +261,7 @@ static void init_loop(struct daemon *daemon)
     uv_loop_t *loop = &daemon->loop;
     uv_loop_init(loop);
     loop_sleep_init(&daemon->sleep, loop, &daemon->service, devices_poll(&daemon->config),
-                    config_spin_ns(&daemon->config), on_turn, daemon);
+                    config_loop_spin_ns(&daemon->config), on_turn, daemon);
     uv_timer_init(loop, &daemon->progress);
     uv_timer_init(loop, &daemon->drain);
     devices_init(&daemon->devices, loop);

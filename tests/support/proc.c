@@ -109,3 +109,21 @@ uint64_t proc_switches(pid_t pid)
     each_entry(pid, "task", add_switches, &switches);
     return switches;
 }
+
+static void add_running(const char *path, void *arg)
+{
+    char name[600];
+    char state = 0;
+    snprintf(name, sizeof(name), "%s/stat", path);
+    FILE *file = fopen(name, "re");
+    REQUIRE(file != NULL && fscanf(file, "%*d (%*[^)]) %c", &state) == 1, "%s", name);
+    fclose(file);
+    *(uint32_t *)arg += state == 'R';
+}
+
+uint32_t proc_running(pid_t pid)
+{
+    uint32_t running_nr = 0;
+    each_entry(pid, "task", add_running, &running_nr);
+    return running_nr;
+}

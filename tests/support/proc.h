@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What /proc tells of a process: descriptors, mappings, memory, processor time.
+ * What /proc tells of a process: descriptors, mappings, memory, processor time, threads.
  *
  * Owns:     nothing.
  * Thread:   any.
@@ -23,5 +23,7 @@ uint64_t proc_status_kib(pid_t pid, const char *field);
 uint64_t proc_cpu_ns(pid_t pid);
 /* What the threads did in that time: times a thread was switched away from. */
 uint64_t proc_switches(pid_t pid);
+/* Threads that run, or want to. */
+uint32_t proc_running(pid_t pid);
 
 #endif

@@ -23,10 +23,12 @@
 #define RSS_KIB 8192
 #define GROWTH_KIB 512
 
-/* Lets nothing happen for a while; `raw` hears nothing. The daemon may use 0.2 % of a processor. */
+/* Lets nothing happen for a while; `raw` hears nothing. The daemon may use 0.2 % of a processor, once its threads look
+ * on no more. */
 static void spend_idle(const struct server *server, const struct raw *raw)
 {
     uint64_t idle_ms = env_number("MLACAT_IDLE_MS", 1500);
+    WAIT_UNTIL(proc_running(server->pid) == 0);
     uint64_t cpu_ns = proc_cpu_ns(server->pid);
     uint64_t switches = proc_switches(server->pid);
     struct pollfd poll_fd = {.fd = raw->fd, .events = POLLIN};

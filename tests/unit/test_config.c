@@ -13,7 +13,6 @@
 #include <cmocka.h>
 
 #include "config.h"
-#include "cpus.h"
 #include "option.h"
 
 /* The default file of this machine is nobody's business here: opening it opens `default_file`, if that is set. */
@@ -31,14 +30,6 @@ FILE *__wrap_fopen(const char *path, const char *mode)
         path = default_file;
     }
     return __real_fopen(path, mode);
-}
-
-static uint32_t cpus;
-
-uint32_t __wrap_cpus_usable(void);
-uint32_t __wrap_cpus_usable(void)
-{
-    return cpus;
 }
 
 static char file[] = "/tmp/test_config_XXXXXX";
@@ -137,7 +128,6 @@ static void assert_defaults(void)
     assert_int_equal(config.poll, CONFIG_POLL_BALANCED);
     assert_int_equal(config.pin, CONFIG_PIN_AUTO);
     assert_int_equal(config.spin_us, 0);
-    assert_in_range(config_spin_ns(&config), 50000, 1000000);
     assert_int_equal(config.max_clients, 128);
     assert_int_equal(config.max_streams, 64);
     assert_int_equal(config.max_buffers, 4096);
@@ -266,6 +256,7 @@ static void test_config_bad_value_is_named(void **state)
     (void)state;
     assert_int_equal(load("--max-clients=255"), MLACAT_INVALID_ARGUMENT);
     assert_string_equal(err.message, "command line: max_clients = \"255\": give a whole number from 1 to 254");
+    assert_int_equal(load("--spin-us=10001"), MLACAT_INVALID_ARGUMENT);
 }
 
 static void test_config_actions(void **state)
@@ -559,18 +550,6 @@ static void test_config_reload_logs_every_change(void **state)
     assert_int_equal(count_changes(), 12);
 }
 
-static void test_config_workers_half_of_the_cpus(void **state)
-{
-    (void)state;
-    static const uint32_t cases[][2] = {{1, 1}, {2, 1}, {3, 1}, {4, 2}, {16, 8}, {129, 64}, {1000, 64}};
-    assert_int_equal(load(""), MLACAT_OK);
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        cpus = cases[i][0];
-        assert_int_equal(config_workers(&config), cases[i][1]);
-    }
-    assert_int_equal(load("--workers 5"), MLACAT_OK);
-    assert_int_equal(config_workers(&config), 5);
-}
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -593,7 +572,6 @@ int main(void)
         cmocka_unit_test_setup(test_config_reload_warns_of_what_needs_a_restart, setup),
         cmocka_unit_test_setup(test_config_reload_error_changes_nothing, setup),
         cmocka_unit_test_setup(test_config_reload_logs_every_change, setup),
-        cmocka_unit_test_setup(test_config_workers_half_of_the_cpus, setup),
     };
     return cmocka_run_group_tests(tests, make_file, remove_file);
 }
