@@ -222,17 +222,19 @@ static enum mlacat_status check_call_memory(const struct mlacat_stream *stream, 
     return status;
 }
 
-/* Ends the questions, and breaks what they found freed. */
-static void end_check(struct memory_check *check)
+/* Ends the questions, and breaks what they found freed. True: they did. */
+static bool end_check(struct memory_check *check)
 {
     cuda_asking_end(&check->asking);
-    if (check->freed != NULL) {
-        struct mlacat_client *client = check->freed->client;
-        pthread_mutex_lock(&client->lock);
-        reconnect_settle(client);
-        memory_watch_break(check->freed);
-        pthread_mutex_unlock(&client->lock);
+    if (check->freed == NULL) {
+        return false;
     }
+    struct mlacat_client *client = check->freed->client;
+    pthread_mutex_lock(&client->lock);
+    reconnect_settle(client);
+    memory_watch_break(check->freed);
+    pthread_mutex_unlock(&client->lock);
+    return true;
 }
 
 enum mlacat_status submit_check_memory(const struct mlacat_stream *stream, const struct mlacat_call *call,
@@ -309,6 +311,48 @@ static enum mlacat_status submit_messages(struct mlacat_stream *stream, const st
     return status;
 }
 
+/* What there is of the call is over when this returns, and nobody hears of it. With the lock. */
+static void take_back(struct mlacat_stream *stream, uint64_t id)
+{
+    struct error outcome;
+    struct mlacat_result result;
+    ring_cancel(stream, id, &outcome); /* one that is launched ends by itself */
+    struct slot *slot = slot_find(stream, id);
+    ring_await(stream, slot, -1, false);
+    slot_take_result(slot, &result);
+}
+
+/*
+ * One call through a ring. The driver is asked when the call is on its way, while the daemon works on it. Memory that
+ * was freed the daemon still has open, and until it closes it nobody else gets it, so that the call can do no harm
+ * there. But another operand may be memory of the caller, who takes a call that was refused for one that does nothing:
+ * it has to be over by then.
+ */
+static enum mlacat_status submit_one(struct mlacat_stream *stream, const struct mlacat_call *given, uint64_t *id,
+                                     struct error *err)
+{
+    uint64_t sent_id;
+    size_t sent_nr;
+    struct batch batch = {(const char *)given, given->size, 1, &sent_id};
+    if (submit_ring(stream, &batch, &sent_nr, err) != MLACAT_OK) {
+        return err->code;
+    }
+    struct mlacat_call copy;
+    struct memory_check check = {.freed = NULL};
+    const struct mlacat_call *call = read_call(&batch, 0, &copy, err);
+    enum mlacat_status status = check_call_memory(stream, call, &check, err);
+    bool freed = end_check(&check);
+    if (status != MLACAT_OK || freed) {
+        pthread_mutex_lock(&stream->ring->lock);
+        take_back(stream, sent_id);
+        status = freed ? submit_check(stream, call, err) : status;
+        pthread_mutex_unlock(&stream->ring->lock);
+        return status;
+    }
+    *id = sent_id;
+    return MLACAT_OK;
+}
+
 static enum mlacat_status submit(struct mlacat_stream *stream, struct batch batch, size_t *submitted)
 {
     enum mlacat_status status = client_check(stream != NULL ? stream->client : NULL);
@@ -335,6 +379,14 @@ enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlac
     if (call == NULL || (call->done == NULL && id == NULL)) {
         return error_fail(MLACAT_INVALID_ARGUMENT, "%s is NULL",
                           call == NULL ? "call" : "call_id, which a call without a callback needs,");
+    }
+    if (stream != NULL && stream->ring != NULL && call->done == NULL) {
+        struct error err;
+        enum mlacat_status status = client_check(stream->client);
+        if (status == MLACAT_OK && submit_one(stream, call, id, &err) != MLACAT_OK) {
+            status = error_raise(&err);
+        }
+        return status;
     }
     return submit(stream, (struct batch){(const char *)call, call->size, 1, id}, NULL);
 }

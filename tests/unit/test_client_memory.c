@@ -47,30 +47,6 @@ static void test_client_memory_freed_and_not_used_again_is_found_too(void **stat
     expect_broken(f, buffer);
 }
 
-static void test_client_memory_freed_is_found_by_the_call_of_a_ring(void **state)
-{
-    struct scene *f = *state;
-    struct mlacat_stream *stream;
-    struct mlacat_buffer *freed;
-    uint64_t id;
-    fake_set(f->fake, (struct fake_mode){.rings = true});
-    fake_sync(f->fake);
-    struct mlacat_client *client = fake_client(f->fake, MLACAT_DISPATCH_THREAD, 300);
-    memcpy(client->server.devices[0].uuid, DEVICE, sizeof(DEVICE));
-    assert_int_equal(mlacat_stream_open(client, NULL, &stream), MLACAT_OK);
-    assert_int_equal(mlacat_stream_transport(stream), MLACAT_TRANSPORT_RING);
-    assert_int_equal(mlacat_buffer_register_ptr(client, AT(1), 4096, &freed), MLACAT_OK);
-    pthread_mutex_lock(&gpu.gate); /* the thread hangs in the driver */
-    reuse(1);
-    struct mlacat_call call = fake_call(freed);
-    assert_int_equal(mlacat_submit(stream, &call, &id), MLACAT_FAILED_PRECONDITION);
-    assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_BUFFER);
-    assert_non_null(strstr(mlacat_error_message(), "operand 0 (output): the memory at"));
-    pthread_mutex_unlock(&gpu.gate);
-    fake_await_unregisters(f->fake, 1);
-    mlacat_disconnect(client);
-}
-
 /* The thread cannot have found it: it hangs in the driver. */
 static void test_client_memory_freed_is_found_by_the_call(void **state)
 {
@@ -267,7 +243,6 @@ int main(void)
         CASE(test_client_memory_freed_is_unregistered_soon),
         CASE(test_client_memory_freed_and_not_used_again_is_found_too),
         CASE(test_client_memory_freed_is_found_by_the_call),
-        CASE(test_client_memory_freed_is_found_by_the_call_of_a_ring),
         CASE(test_client_memory_each_chunk_is_watched),
         CASE(test_client_memory_many_buffers_are_watched),
         CASE(test_client_memory_freed_is_not_registered_again),

@@ -163,7 +163,7 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
 
 /* ------------------------------------------------------------------------------------------------------ the client */
 
-int watched_setup(void **state)
+static int set_up(void **state, struct fake_mode mode, enum mlacat_dispatch dispatch)
 {
     for (unsigned i = 0; i < PIECES; i++) {
         gpu.id[i] = i + 1;
@@ -173,10 +173,20 @@ int watched_setup(void **state)
     gpu.legacy = true;
     gpu.exhausted = false;
     gpu.test = pthread_self();
-    struct scene *f = scene_open((struct fake_mode){0}, MLACAT_DISPATCH_CALLER, 300);
+    struct scene *f = scene_open(mode, dispatch, 300);
     memcpy(f->client->server.devices[0].uuid, DEVICE, sizeof(DEVICE));
     *state = f;
     return 0;
+}
+
+int watched_setup(void **state)
+{
+    return set_up(state, (struct fake_mode){0}, MLACAT_DISPATCH_CALLER);
+}
+
+int watched_setup_ring(void **state)
+{
+    return set_up(state, (struct fake_mode){.rings = true}, MLACAT_DISPATCH_THREAD);
 }
 
 int watched_teardown(void **state)

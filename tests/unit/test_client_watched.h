@@ -5,7 +5,7 @@
  *
  * Owns:     the driver, in static memory.
  * Thread:   that of the test; the driver also answers the library's.
- * Lifetime: watched_setup -> watched_teardown, of cmocka.
+ * Lifetime: watched_setup, or watched_setup_ring -> watched_teardown, of cmocka.
  * Errors:   a failed check.
  */
 #ifndef TEST_CLIENT_WATCHED_H
@@ -39,6 +39,8 @@ struct watched_gpu {
 extern struct watched_gpu gpu;
 
 int watched_setup(void **state);
+/* The stream has a ring. */
+int watched_setup_ring(void **state);
 int watched_teardown(void **state);
 
 struct mlacat_buffer *register_at(struct scene *f, void *at, size_t bytes);

@@ -213,7 +213,10 @@ MLACAT_API enum mlacat_status mlacat_buffer_register_fd(struct mlacat_client *cl
  * caller's; the caller orders its own work on it before a call and after. It should not be freed before the release,
  * and must not be while calls use it. The library asks the driver at each submit, and from a thread of its own (started
  * by the first of these buffers) twenty times a second, whether it has been: the daemon then lets it go, and the
- * buffer gives FAILED_PRECONDITION with scope BUFFER at each use, whatever is at its address by then; release it.
+ * buffer gives FAILED_PRECONDITION with scope BUFFER at each use, whatever is at its address by then; release it. (A
+ * mlacat_submit on a ring, without a callback, asks when the call is on its way. What it finds freed the daemon has
+ * open until then, and so nobody else has it; the call is over when the submit returns its error, and has perhaps
+ * written its output.)
  * Shared can be memory of cudaMalloc, and of cuMemCreate made for export as a descriptor (PyTorch's expandable segments
  * with TORCH_CUDA_EXPANDABLE_SEGMENTS_IPC=1), in at most 64 chunks. INVALID_ARGUMENT: no memory of a GPU, or not that
  * many bytes of it. OUT_OF_RANGE: more chunks; register parts and cut the calls by rows. FAILED_PRECONDITION: memory
