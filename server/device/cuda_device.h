@@ -3,8 +3,8 @@
  * What the files of the CUDA device share. Private to the device layer and its tests.
  *
  * Owns:     the device: its primary context, kernels, fence words and the memory that is open on it.
- * Thread:   all fields are constant while streams exist, but `segments`, `pages`, `fences` and what is said to be the
- *           control thread's (that thread), and the atomic ones (any).
+ * Thread:   all fields are constant while streams exist, but `segments`, `pages`, `fences`, `channels` and what is said
+ *           to be the control thread's (that thread), and the atomic ones (any).
  * Lifetime: device_cuda.c: open -> close.
  * Errors:   -
  */
@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "cuda_api.h"
+#include "cuda_channel.h"
 #include "cuda_error.h"
 #include "cuda_fence.h"
 #include "cuda_kernels.h"
@@ -33,6 +34,7 @@ struct device {
     cuda_address wake;     /* a word of the GPU's own that is written to be written (cuda_flights.h) */
     bool mps;              /* kernels of other processes run beside ours */
     struct cuda_kernels kernels;
+    struct cuda_channels channels;
     struct cuda_fences fences;
     struct cuda_segments segments;
     struct cuda_pages pages;

@@ -12,10 +12,15 @@
 enum mlacat_status cuda_flights_open(struct cuda_flights *flights, struct device *device,
                                      const struct device_words *words, struct error *err)
 {
+    /* As many on one side as on the other: that is how they are made. */
     for (unsigned i = 0; i < CUDA_LANES; i++) {
-        if (cuda_lane_open(&flights->lane[i], device, err) != MLACAT_OK) {
+        enum cuda_side side = i < CUDA_LANES - 1 ? CUDA_SIDE_BESIDE : CUDA_SIDE_APART;
+        if (cuda_lane_open(&flights->lane[i], device, side, err) != MLACAT_OK) {
             return err->code;
         }
+    }
+    if (cuda_lane_open_other(&flights->lane[CUDA_DIRECT_LANE], CUDA_SIDE_APART, err) != MLACAT_OK) {
+        return err->code;
     }
     if (words) {
         flights->fence = words->fence;
@@ -160,9 +165,10 @@ bool cuda_flights_conflict_since(const struct cuda_flights *flights, uint32_t fi
  *
  * It is all the same whether the launch writes the words or the driver does behind it: either way that comes after the
  * copies of the launch and before anything of the lane's next one, because launches of one CUDA stream run one after
- * the other. But a kernel writes its two words in no order: whoever sees the fence cannot know that `done` has landed
- * before something behind the kernel says so. A newer `done` of the GPU lands later all the same, from the same lane; a
- * newer one of ours waits for that (cuda_flights_prove).
+ * the other, and the lane turns to its other one only when all that it wrote has landed (cuda_flights_choose_side). But
+ * a kernel writes its two words in no order: whoever sees the fence cannot know that `done` has landed before something
+ * behind the kernel says so. A newer `done` of the GPU lands later all the same, from the same CUDA stream; a newer one
+ * of ours waits for that (cuda_flights_prove).
  *
  * A call that is several launches is never direct: they are on several lanes.
  */
@@ -190,6 +196,15 @@ static void end_by_words(const struct cuda_flights *flights, struct cuda_end *en
 static struct concat_mla_end end_of_lane(const struct cuda_lane *lane)
 {
     return (struct concat_mla_end){.address = {lane->fence->address}, .value = {lane->fence->written + 1}};
+}
+
+void cuda_flights_choose_side(struct cuda_flights *flights, uint32_t first)
+{
+    struct cuda_lane *lane = &flights->lane[CUDA_DIRECT_LANE];
+    bool idle = flights->ended == first && lane->seen == lane->fence->written && !flights->done_loose;
+    if (idle) {
+        cuda_lane_turn(lane, cuda_flights_newest(flights)->tell_done ? CUDA_SIDE_APART : CUDA_SIDE_BESIDE);
+    }
 }
 
 struct cuda_end cuda_flights_end(const struct cuda_flights *flights, uint32_t first, unsigned lane, bool armed)

@@ -22,7 +22,7 @@
 #include "cuda_lane.h"
 #include "device.h"
 
-/* CUDA streams of a stream. Two keep the GPU busy between launches of some length, three between short ones too. */
+/* Lanes of a stream. Two keep the GPU busy between launches of some length, three between short ones too. */
 #define CUDA_LANES 3
 /* The one with all calls whose end the GPU tells in the words. */
 #define CUDA_DIRECT_LANE 0
@@ -105,6 +105,11 @@ struct cuda_end {
      * does, whatever that is; of a word in host memory a few microseconds later. */
     struct concat_mla_end behind;
 };
+
+/* Before a launch of the calls from `first` on: if the direct lane has nothing under way, it turns to the side that is
+ * best for them. Apart from clients' streams for what one of those waits for (cuda_channel.h); else beside them, where
+ * a launch begins 0.2 us sooner. */
+void cuda_flights_choose_side(struct cuda_flights *flights, uint32_t first);
 
 /* Before the launch: what the GPU is to write, behind all that the lane has and this launch; the words, if it may. */
 struct cuda_end cuda_flights_end(const struct cuda_flights *flights, uint32_t first, unsigned lane, bool armed);

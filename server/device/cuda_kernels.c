@@ -80,13 +80,12 @@ static enum mlacat_status launch_all(struct cuda_kernels *kernels, struct device
 
 static enum mlacat_status warm_up(struct cuda_kernels *kernels, struct device *device, struct error *err)
 {
-    struct cuda_stream *stream = NULL;
-    int result = device->cuda->cuStreamCreate(&stream, CUDA_STREAM_NON_BLOCKING);
-    if (result != CUDA_RESULT_OK) {
-        return cuda_device_fail(device, err, result, "cuStreamCreate", "a stream for the first launches");
+    struct cuda_channel *channel;
+    if (cuda_channel_take(&device->channels, CUDA_SIDE_APART, &channel, err) != MLACAT_OK) {
+        return err->code;
     }
-    enum mlacat_status status = launch_all(kernels, device, stream, err);
-    device->cuda->cuStreamDestroy(stream);
+    enum mlacat_status status = launch_all(kernels, device, channel->stream, err);
+    cuda_channel_give(&device->channels, channel);
     return status;
 }
 

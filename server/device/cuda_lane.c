@@ -3,20 +3,23 @@
 
 #include "cuda_device.h"
 
-enum mlacat_status cuda_lane_open(struct cuda_lane *lane, struct device *device, struct error *err)
+enum mlacat_status cuda_lane_open(struct cuda_lane *lane, struct device *device, enum cuda_side side, struct error *err)
 {
-    struct cuda_fence *fence;
-    if (cuda_fence_take(&device->fences, &fence, err) != MLACAT_OK) {
+    if (cuda_fence_take(&device->fences, &lane->fence, err) != MLACAT_OK) {
         return err->code;
     }
-    int result = device->cuda->cuStreamCreate(&lane->stream, CUDA_STREAM_NON_BLOCKING);
-    if (result != CUDA_RESULT_OK) {
-        cuda_fence_give(&device->fences, fence);
-        return cuda_device_fail(device, err, result, "cuStreamCreate", "another stream");
-    }
     lane->device = device;
-    lane->fence = fence;
     cuda_lane_look(lane);
+    return cuda_lane_open_other(lane, side, err);
+}
+
+enum mlacat_status cuda_lane_open_other(struct cuda_lane *lane, enum cuda_side side, struct error *err)
+{
+    if (cuda_channel_take(&lane->device->channels, side, &lane->channel[side], err) != MLACAT_OK) {
+        lane->channel[side] = NULL;
+        return err->code;
+    }
+    cuda_lane_turn(lane, side);
     return MLACAT_OK;
 }
 
@@ -25,10 +28,10 @@ void cuda_lane_close(struct cuda_lane *lane)
     if (!lane->device) {
         return;
     }
-    int result = lane->device->cuda->cuStreamDestroy(lane->stream);
-    if (result != CUDA_RESULT_OK) {
-        struct error err;
-        cuda_device_fail(lane->device, &err, result, "cuStreamDestroy", "a stream");
+    for (int side = 0; side < CUDA_SIDES_NR; side++) {
+        if (lane->channel[side]) {
+            cuda_channel_give(&lane->device->channels, lane->channel[side]);
+        }
     }
     cuda_fence_give(&lane->device->fences, lane->fence);
 }

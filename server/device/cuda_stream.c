@@ -66,6 +66,7 @@ static int launch(struct device_stream *stream, uint32_t first, unsigned lane)
     if (!atomic_load_explicit(&stream->device->stirred, memory_order_relaxed)) {
         atomic_store_explicit(&stream->device->stirred, true, memory_order_relaxed);
     }
+    cuda_flights_choose_side(flights, first);
     struct cuda_end end = cuda_flights_end(flights, first, lane, stream->batch.gate.address != 0);
     bool told;
     if (end.armed) {

@@ -3,11 +3,11 @@
  * A client's stream on the GPU: calls become launches, and at the end of each the GPU writes a number into a word of
  * host memory, which is all that the worker looks at. The kernel of a small call that is by itself does that itself.
  *
- * Calls run so that nobody can tell that they do not run one after the other. The stream has a few lanes, each a CUDA
- * stream: a call whose operands meet nothing in flight goes to the next lane, where it begins while the one before it
- * ends and tells of it; a call that meets some on one lane goes behind them; one that meets some on two lanes is not
- * taken before a poll has seen the end of those on one. Nothing on the GPU ever waits for another lane. Small calls
- * that are submitted together and do not meet are one launch.
+ * Calls run so that nobody can tell that they do not run one after the other. The stream has a few lanes, each on one
+ * CUDA stream at a time: a call whose operands meet nothing in flight goes to the next lane, where it begins while the
+ * one before it ends and tells of it; a call that meets some on one lane goes behind them; one that meets some on two
+ * lanes is not taken before a poll has seen the end of those on one. Nothing on the GPU ever waits for another lane.
+ * Small calls that are submitted together and do not meet are one launch.
  *
  * A call that is longer than a millisecond is several launches; not much more than that is given to the GPU ahead, so
  * that a call that waits behind long ones still can be withdrawn. With words (device.h) the GPU moves them itself for a

@@ -265,6 +265,7 @@ static enum mlacat_status start(struct device *device, struct error *err)
         device->wake = 0;
         return cuda_device_fail(device, err, result, "cuMemAlloc", "a word of the GPU's memory");
     }
+    cuda_channels_init(&device->channels, device);
     if (cuda_fences_init(&device->fences, device, err) != MLACAT_OK ||
         cuda_segments_init(&device->segments, device, err) != MLACAT_OK) {
         return err->code;

@@ -274,7 +274,7 @@ int main(void)
     failed_import("fail=cuPointerGetAttribute:1:2", STATUS_RESOURCE_EXHAUSTED);
     failed_launch("fail=cuLaunchKernel:25:701");
     lost_device("fail=cuLaunchKernel:25:700");
-    lost_device("fail=cuStreamWriteValue64:5:719");
+    lost_device("fail=cuStreamWriteValue64:10:719");
     lost_device("fail=cuIpcOpenMemHandle:1:719");
     hangs_at_the_start(SIGTERM);
     hangs_at_the_start(SIGINT);

@@ -249,6 +249,7 @@ static int stream_create(struct cuda_stream **stream, unsigned int flags)
         return driver.fail_result;
     }
     *stream = driver_stream_at(driver.streams++);
+    (*stream)->used = false;
     return CUDA_RESULT_OK;
 }
 
@@ -272,6 +273,12 @@ static int write_value(struct cuda_stream *stream, cuda_address address, uint64_
     if (fails(DRIVER_cuStreamWriteValue64)) {
         return driver.fail_result;
     }
+    if (address == DRIVER_WAKE && !stream->used) {
+        driver.calls[DRIVER_cuStreamWriteValue64]--; /* it tells nobody of anything */
+        stream->used = true;
+        return CUDA_RESULT_OK;
+    }
+    assert_true(stream->used);
     if (address == DRIVER_WAKE) {
         driver.wakes++;
         return CUDA_RESULT_OK;
@@ -411,6 +418,7 @@ void driver_device_init(struct device *device)
         device->kernels.signal[i] = (struct cuda_function *)(DRIVER_SIGNALS + i);
     }
     snprintf(device->uuid, sizeof(device->uuid), "GPU-test");
+    cuda_channels_init(&device->channels, device);
     assert_int_equal(cuda_fences_init(&device->fences, device, &err), MLACAT_OK);
     assert_int_equal(cuda_segments_init(&device->segments, device, &err), MLACAT_OK);
     cuda_pages_init(&device->pages, device);

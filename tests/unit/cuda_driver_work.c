@@ -54,12 +54,22 @@ static void do_thing(struct driver_thing *thing)
     thing->stream = NULL;
 }
 
-static uint32_t work(const struct cuda_stream *stream, uint32_t nr)
+#define ANY UINT32_MAX
+
+/* Of the first device stream: the lanes with the CUDA streams in the order in which they are made. Lane 0 has two. */
+static bool is_on(const struct cuda_stream *stream, uint32_t lane)
+{
+    static const uint32_t lanes[] = {0, 0, 2, 1};
+    size_t index = (size_t)(stream - streams);
+    return lane == ANY || (index < sizeof(lanes) / sizeof(lanes[0]) && lanes[index] == lane);
+}
+
+static uint32_t work(uint32_t lane, uint32_t nr)
 {
     uint32_t done = 0;
     for (uint32_t i = things_head; done < nr && i != things_tail; i++) {
         struct driver_thing *thing = &things[i % THINGS];
-        if (thing->stream && (!stream || thing->stream == stream)) {
+        if (thing->stream && is_on(thing->stream, lane)) {
             do_thing(thing);
             done++;
         }
@@ -72,19 +82,20 @@ static uint32_t work(const struct cuda_stream *stream, uint32_t nr)
 
 uint32_t driver_work(uint32_t nr)
 {
-    return work(NULL, nr);
+    return work(ANY, nr);
 }
 
 uint32_t driver_work_on(uint32_t index, uint32_t nr)
 {
-    return work(&streams[index], nr);
+    return work(index, nr);
 }
 
 uint32_t driver_things_on(uint32_t index)
 {
     uint32_t nr = 0;
     for (uint32_t i = things_head; i != things_tail; i++) {
-        nr += things[i % THINGS].stream == &streams[index];
+        const struct cuda_stream *stream = things[i % THINGS].stream;
+        nr += stream && is_on(stream, index);
     }
     return nr;
 }

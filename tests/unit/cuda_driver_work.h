@@ -17,6 +17,7 @@
 #include "concat_mla_args.h"
 
 struct cuda_stream {
+    bool used;
     bool lapsed; /* its last launch with a gate has */
 };
 
