@@ -11,14 +11,15 @@
  *     b        input   bytes    any, 0 and negative too  the same
  *
  * No operand is NULL but b with b_bytes == 0 (concat_mla_launch.c makes other calls so). No byte that is read is
- * written by the same launch, so inputs may go through the read-only path; but not those of concat_mla_V_signal, which
- * may begin before a client's kernel has written them.
+ * written by the same launch, so inputs may go through the read-only path; but not those of concat_mla_V_signal and
+ * concat_mla_V_gated, which may begin before a client's kernel has written them.
  *
  * Kernels: concat_mla_V copies one call, or a piece of it, with vectors of V bytes; concat_mla_many copies up to
  * CONCAT_MLA_MANY_CALLS whole calls, each with the vector that its range names, and none of them in two pieces;
  * concat_mla_V_signal copies what one block can, and then tells the CPU that it is done, sooner than a write that the
  * driver puts behind a launch would. It may be there before its turn, and look itself at the word that says that its
- * inputs are.
+ * inputs are. What more blocks copy has two small kernels around it for that: concat_mla_gate, concat_mla_V_gated and
+ * concat_mla_tail, from compute capability 9.0 on.
  *
  * Thread map. Two of them; a unit is what the range counts, a block the call's own: of concat_mla_many's grid each call
  * has a stretch.
@@ -271,3 +272,75 @@ SIGNAL_KERNEL(concat_mla_8_signal, copy_flat, uint2)
 SIGNAL_KERNEL(concat_mla_4_signal, copy_window, unsigned)
 SIGNAL_KERNEL(concat_mla_2_signal, copy_window, unsigned short)
 SIGNAL_KERNEL(concat_mla_1_signal, copy_window, unsigned char)
+
+/*
+ * Three launches, each of which may begin before the one before it has ended. The gate lets the copy begin only when
+ * it has passed: no more than one warp waits for a client's word. The copy lets the tail begin at once, which is there
+ * then when the last block has ended. Each waits until all of the one before it has ended, and sees all that it wrote.
+ * So the copy has ended, and the gate before it, when the tail goes on; and who waits for the tail waits for all three.
+ */
+#if __CUDA_ARCH__ >= 900
+static __device__ __forceinline__ void begin_next()
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+static __device__ __forceinline__ void end_previous()
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+static __device__ __forceinline__ void stamp(const struct concat_mla_ticket &ticket, u64 number)
+{
+    if (threadIdx.x == 0) {
+        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(ticket.address), "l"(number) : "memory");
+    }
+}
+
+/* Through the first cache: that of the GPU cannot give one word to all blocks of a large copy in time. */
+static __device__ __forceinline__ bool is_stamped(const struct concat_mla_ticket &ticket)
+{
+    u64 number;
+    asm volatile("ld.global.u64 %0, [%1];" : "=l"(number) : "l"(ticket.address) : "memory");
+    return number == ticket.number;
+}
+
+extern "C" __global__ void __launch_bounds__(CONCAT_MLA_GATE_THREADS)
+    concat_mla_gate(const __grid_constant__ struct concat_mla_gate gate,
+                    const __grid_constant__ struct concat_mla_ticket ticket)
+{
+    stamp(ticket, 0); /* before it is told that it lapses: then the word may have another owner */
+    if (pass(gate)) {
+        stamp(ticket, ticket.number);
+    }
+    begin_next();
+}
+
+#define GATED_KERNEL(name, body, vector, threads)                                                                   \
+    extern "C" __global__ void __launch_bounds__(threads) name(                                                     \
+        const __grid_constant__ struct concat_mla_args args, const __grid_constant__ struct concat_mla_range range, \
+        const __grid_constant__ struct concat_mla_ticket ticket)                                                    \
+    {                                                                                                               \
+        begin_next();                                                                                               \
+        end_previous();                                                                                             \
+        if (is_stamped(ticket)) {                                                                                   \
+            body<vector, threads, true>(args, range, blockIdx.x, threadIdx.x);                                      \
+        }                                                                                                           \
+    }
+
+GATED_KERNEL(concat_mla_16_gated, copy_flat, uint4, FLAT_THREADS)
+GATED_KERNEL(concat_mla_8_gated, copy_flat, uint2, FLAT_THREADS)
+GATED_KERNEL(concat_mla_4_gated, copy_window, unsigned, WINDOW_THREADS)
+GATED_KERNEL(concat_mla_2_gated, copy_window, unsigned short, WINDOW_THREADS)
+GATED_KERNEL(concat_mla_1_gated, copy_window, unsigned char, WINDOW_THREADS)
+
+extern "C" __global__ void __launch_bounds__(CONCAT_MLA_GATE_THREADS)
+    concat_mla_tail(const __grid_constant__ struct concat_mla_end end,
+                    const __grid_constant__ struct concat_mla_ticket ticket)
+{
+    end_previous();
+    if (is_stamped(ticket)) {
+        tell(end);
+    }
+}
+#endif

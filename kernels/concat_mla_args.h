@@ -91,16 +91,30 @@ struct concat_mla_signal {
     struct concat_mla_gate gate;
 };
 
+#define CONCAT_MLA_GATE_THREADS 32 /* of the gate and of the tail, one block each */
+
+/*
+ * What a gate in front of a launch of many blocks says to it, and to the tail behind it: it stamps the word, in the
+ * GPU's memory, with 0, and with `number` when it has passed; without the number they do nothing. One is never used
+ * again with the same word, and is not 0: whoever comes late to a word that has another owner by then does nothing.
+ */
+struct concat_mla_ticket {
+    unsigned long long address; /* as the GPU knows it */
+    unsigned long long number;
+};
+
 #ifdef __cplusplus
 static_assert(sizeof(struct concat_mla_args) == 104, "the host and the device compiler agree on the layout");
 static_assert(sizeof(struct concat_mla_range) == 20, "the host and the device compiler agree on the layout");
 static_assert(sizeof(struct concat_mla_many_args) == 4096, "what a kernel may be given");
 static_assert(sizeof(struct concat_mla_signal) == 72, "the host and the device compiler agree on the layout");
+static_assert(sizeof(struct concat_mla_ticket) == 16, "the host and the device compiler agree on the layout");
 #else
 _Static_assert(sizeof(struct concat_mla_args) == 104, "the host and the device compiler agree on the layout");
 _Static_assert(sizeof(struct concat_mla_range) == 20, "the host and the device compiler agree on the layout");
 _Static_assert(sizeof(struct concat_mla_many_args) == 4096, "what a kernel may be given");
 _Static_assert(sizeof(struct concat_mla_signal) == 72, "the host and the device compiler agree on the layout");
+_Static_assert(sizeof(struct concat_mla_ticket) == 16, "the host and the device compiler agree on the layout");
 #endif
 
 #endif

@@ -29,6 +29,11 @@ void concat_mla_signal_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYT
     snprintf(name, CONCAT_MLA_NAME_BYTES, "concat_mla_%u_signal", vector_bytes);
 }
 
+void concat_mla_gated_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES])
+{
+    snprintf(name, CONCAT_MLA_NAME_BYTES, "concat_mla_%u_gated", vector_bytes);
+}
+
 static unsigned long long divide_up(unsigned long long n, unsigned long long d)
 {
     return n / d + (n % d != 0);

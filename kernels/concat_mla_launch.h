@@ -16,10 +16,14 @@
 
 #define CONCAT_MLA_NAME_BYTES 32
 #define CONCAT_MLA_MANY_NAME "concat_mla_many"
+/* Before and behind the gated ones. A GPU before 9.0 has none of these. */
+#define CONCAT_MLA_GATE_NAME "concat_mla_gate"
+#define CONCAT_MLA_TAIL_NAME "concat_mla_tail"
 
-/* The names of the kernels for a vector: the plain one, and the one that tells its end. */
+/* The names of the kernels for a vector: the plain one, the one that tells its end, the one between gate and tail. */
 void concat_mla_kernel_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES]);
 void concat_mla_signal_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES]);
+void concat_mla_gated_name(unsigned vector_bytes, char name[CONCAT_MLA_NAME_BYTES]);
 
 struct concat_mla_launch {
     struct concat_mla_args args;

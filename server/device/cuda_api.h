@@ -64,6 +64,31 @@ struct cuda_allocation_properties {
 _Static_assert(sizeof(struct cuda_allocation_properties) == 32, "CUmemAllocationProp");
 _Static_assert(offsetof(struct cuda_allocation_properties, compression) == 24, "CUmemAllocationProp.allocFlags");
 
+/* How a launch differs from one of cuLaunchKernel; one member of the union is all that is used here. */
+struct cuda_launch_attribute {
+    int id;
+    unsigned char reserved[4];
+    union {
+        int serialized_by_program;
+        unsigned char bytes[64];
+    } value;
+};
+_Static_assert(sizeof(struct cuda_launch_attribute) == 72, "CUlaunchAttribute");
+
+struct cuda_launch_config {
+    unsigned int grid_x;
+    unsigned int grid_y;
+    unsigned int grid_z;
+    unsigned int block_x;
+    unsigned int block_y;
+    unsigned int block_z;
+    unsigned int shared_bytes;
+    struct cuda_stream *stream;
+    const struct cuda_launch_attribute *attributes;
+    unsigned int attributes_nr;
+};
+_Static_assert(sizeof(struct cuda_launch_config) == 56, "CUlaunchConfig");
+
 /* ------------------------------------------------------------------------------------------------------- numbers */
 
 /* CUresult: those that the code looks at; cuda_error.def has all that mean something to us. */
@@ -74,6 +99,7 @@ enum cuda_result {
     CUDA_RESULT_NO_DEVICE = 100,
     CUDA_RESULT_ALREADY_MAPPED = 208,
     CUDA_RESULT_INVALID_HANDLE = 400,
+    CUDA_RESULT_NOT_FOUND = 500,
     CUDA_RESULT_NOT_READY = 600,
     CUDA_RESULT_NOT_SUPPORTED = 801
 };
@@ -107,7 +133,8 @@ enum {
     CUDA_LOCATION_DEVICE = 1,
     CUDA_ALLOCATION_PINNED = 1,
     CUDA_ACCESS_READ_WRITE = 3,
-    CUDA_GRANULARITY_MINIMUM = 0
+    CUDA_GRANULARITY_MINIMUM = 0,
+    CUDA_LAUNCH_SERIALIZED_BY_PROGRAM = 6 /* may begin when the launch before it says so: the kernel waits itself */
 };
 
 /* The oldest driver that has what we call: 12.0. */

@@ -3,6 +3,7 @@
 
 #include "cuda_device.h"
 #include "cuda_footprint.h"
+#include "cuda_gated.h"
 
 /* A call in company has ended when all of it has: the launch takes this part of a millisecond at most. */
 #define BATCH_PARTS 16
@@ -83,9 +84,9 @@ static unsigned signal_threads(const struct cuda_batch *batch)
     return batch->calls_nr > 1 || batch->more ? 0 : concat_mla_signal_threads(&batch->launch);
 }
 
-bool cuda_batch_can_wait(const struct cuda_batch *batch)
+bool cuda_batch_can_wait(const struct cuda_batch *batch, const struct cuda_kernels *kernels)
 {
-    return batch->pending && signal_threads(batch) != 0;
+    return batch->pending && !batch->more && (signal_threads(batch) != 0 || cuda_gated_exists(kernels));
 }
 
 static int launch_kernel(const struct cuda_lane *lane, struct cuda_function *function, unsigned grid, unsigned block,
@@ -94,24 +95,55 @@ static int launch_kernel(const struct cuda_lane *lane, struct cuda_function *fun
     return lane->device->cuda->cuLaunchKernel(function, grid, 1, 1, block, 1, 1, 0, lane->stream, parameters, NULL);
 }
 
-int cuda_batch_launch(struct cuda_batch *batch, const struct cuda_lane *lane, const struct concat_mla_end *end,
-                      bool *told)
+static int launch_signal(struct cuda_batch *batch, const struct cuda_lane *lane, const struct concat_mla_end *end,
+                         unsigned threads)
+{
+    struct concat_mla_signal signal = {.end = *end, .gate = batch->gate};
+    return launch_kernel(lane, cuda_kernels_find_signal(&lane->device->kernels, &batch->launch), 1, threads,
+                         (void *[]){&batch->launch.args, &batch->launch.range, &signal});
+}
+
+/* What it tells on a lapse is a number that the lane never uses again: so it is the ticket's too. */
+static int launch_gated(struct cuda_batch *batch, const struct cuda_lane *lane, const struct concat_mla_end *end,
+                        bool *part)
+{
+    const struct device *device = lane->device;
+    struct cuda_gated gated = {.copy = &batch->launch,
+                               .gate = batch->gate,
+                               .end = *end,
+                               .ticket = {.address = lane->fence->ticket, .number = batch->gate.lapsed_value}};
+    return cuda_gated_launch(&gated, &device->kernels, device->cuda, lane->stream, part);
+}
+
+static int launch_plain(struct cuda_batch *batch, const struct cuda_lane *lane)
 {
     const struct cuda_kernels *kernels = &lane->device->kernels;
     struct concat_mla_launch *one = &batch->launch;
+    if (batch->calls_nr > 1) {
+        return launch_kernel(lane, kernels->many, batch->many.grid, CONCAT_MLA_MANY_THREADS,
+                             (void *[]){&batch->many.args});
+    }
+    return launch_kernel(lane, cuda_kernels_find(kernels, one), one->grid, one->block,
+                         (void *[]){&one->args, &one->range});
+}
+
+int cuda_batch_launch(struct cuda_batch *batch, const struct cuda_lane *lane, const struct concat_mla_end *end,
+                      enum cuda_launched *launched)
+{
     unsigned threads = signal_threads(batch);
+    bool part = false;
     int result;
-    *told = threads != 0;
-    if (*told) {
-        struct concat_mla_signal signal = {.end = *end, .gate = batch->gate};
-        result = launch_kernel(lane, cuda_kernels_find_signal(kernels, one), 1, threads,
-                               (void *[]){&one->args, &one->range, &signal});
-    } else if (batch->calls_nr > 1) {
-        result = launch_kernel(lane, kernels->many, batch->many.grid, CONCAT_MLA_MANY_THREADS,
-                               (void *[]){&batch->many.args});
+    *launched = CUDA_LAUNCHED_TELLS;
+    if (threads != 0) {
+        result = launch_signal(batch, lane, end, threads);
+    } else if (batch->gate.address != 0) {
+        result = launch_gated(batch, lane, end, &part);
     } else {
-        result = launch_kernel(lane, cuda_kernels_find(kernels, one), one->grid, one->block,
-                               (void *[]){&one->args, &one->range});
+        *launched = CUDA_LAUNCHED;
+        result = launch_plain(batch, lane);
+    }
+    if (result != CUDA_RESULT_OK) {
+        *launched = part ? CUDA_LAUNCHED_PART : CUDA_LAUNCHED;
     }
     batch->pending = batch->more && result == CUDA_RESULT_OK;
     batch->more = false;

@@ -2,7 +2,8 @@
 /*
  * How calls become launches: one long call several, one call one, and small calls that stand next to each other one for
  * all of them, which costs the GPU a fraction of what a launch for each does. The kernel of a call that is small and by
- * itself tells its end itself. Private to the device layer and its tests.
+ * itself tells its end itself; one that is larger does so too, with kernels around it, if it has to wait for a word.
+ * Private to the device layer and its tests.
  *
  * Owns:     nothing.
  * Thread:   the worker of the stream that it belongs to.
@@ -16,6 +17,7 @@
 #include <stdint.h>
 
 #include "concat_mla_launch.h"
+#include "cuda_kernels.h"
 #include "cuda_lane.h"
 #include "device.h"
 
@@ -38,10 +40,17 @@ void cuda_batch_begin(struct cuda_batch *batch, uint64_t launch_bytes);
  * what another one writes. A call that copies nothing always fits. */
 bool cuda_batch_add(struct cuda_batch *batch, const struct device_call *call);
 /* May the only launch wait for a word? Then it is `gate` that it waits for. */
-bool cuda_batch_can_wait(const struct cuda_batch *batch);
-/* The next launch; afterwards `pending` tells whether another one has to follow. After an error nothing is pending.
- * `told`: the launch writes `end` when it is done; else that is left to the caller. */
+bool cuda_batch_can_wait(const struct cuda_batch *batch, const struct cuda_kernels *kernels);
+
+/* What there is of a launch. */
+enum cuda_launched {
+    CUDA_LAUNCHED,       /* it does not tell its end: that is left to the caller. After an error: nothing */
+    CUDA_LAUNCHED_TELLS, /* it writes `end` when it is done */
+    CUDA_LAUNCHED_PART   /* with an error: some of what waits for a word. It may run, and will not tell its end */
+};
+
+/* The next launch; afterwards `pending` tells whether another one has to follow. After an error nothing is pending. */
 int cuda_batch_launch(struct cuda_batch *batch, const struct cuda_lane *lane, const struct concat_mla_end *end,
-                      bool *told);
+                      enum cuda_launched *launched);
 
 #endif

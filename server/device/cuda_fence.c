@@ -12,6 +12,7 @@
 struct slab {
     struct list_node link;
     unsigned char *pages;
+    cuda_address tickets; /* in the GPU's memory */
     struct cuda_fence fences[CUDA_FENCES_PER_SLAB];
 };
 
@@ -32,6 +33,20 @@ static enum mlacat_status register_pages(struct device *device, struct slab *sla
     return MLACAT_OK;
 }
 
+/* `address`: of the pages, as the GPU knows them. */
+static enum mlacat_status open_slab(struct device *device, struct slab *slab, cuda_address *address, struct error *err)
+{
+    if (register_pages(device, slab, address, err) != MLACAT_OK) {
+        return err->code;
+    }
+    int result = device->cuda->cuMemAlloc(&slab->tickets, CUDA_FENCE_PAGES_BYTES);
+    if (result != CUDA_RESULT_OK) {
+        device->cuda->cuMemHostUnregister(slab->pages);
+        return cuda_device_fail(device, err, result, "cuMemAlloc", "words between launches");
+    }
+    return MLACAT_OK;
+}
+
 static enum mlacat_status add_slab(struct cuda_fences *fences, struct error *err)
 {
     struct slab *slab = calloc(1, sizeof(*slab));
@@ -46,7 +61,7 @@ static enum mlacat_status add_slab(struct cuda_fences *fences, struct error *err
     }
     slab->pages = pages;
     cuda_address address = 0;
-    if (register_pages(fences->device, slab, &address, err) != MLACAT_OK) {
+    if (open_slab(fences->device, slab, &address, err) != MLACAT_OK) {
         munmap(pages, CUDA_FENCE_PAGES_BYTES);
         free(slab);
         return err->code;
@@ -56,6 +71,7 @@ static enum mlacat_status add_slab(struct cuda_fences *fences, struct error *err
         struct cuda_fence *fence = &slab->fences[i];
         fence->word = (_Atomic uint64_t *)(void *)(slab->pages + (size_t)i * CUDA_FENCE_LINE);
         fence->address = address + i * CUDA_FENCE_LINE;
+        fence->ticket = slab->tickets + i * CUDA_FENCE_LINE;
         list_append(&fences->free, &fence->link);
     }
     return MLACAT_OK;
@@ -79,6 +95,7 @@ void cuda_fences_fini(struct cuda_fences *fences)
             struct error err;
             cuda_device_fail(fences->device, &err, result, "cuMemHostUnregister", "the page of fence words");
         }
+        fences->device->cuda->cuMemFree(slab->tickets);
         munmap(slab->pages, CUDA_FENCE_PAGES_BYTES);
         free(slab);
     }

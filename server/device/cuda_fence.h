@@ -2,7 +2,8 @@
 /*
  * Words in host memory that the GPU writes and a worker's CPU reads: how a stream learns of its progress without asking
  * the driver. Each stands on a line of its own in a page that the driver knows; pages are registered as streams need
- * them and unregistered only with the device, because unregistering stops launches.
+ * them and unregistered only with the device, because unregistering stops launches. With each goes a word in the GPU's
+ * memory, also on a line of its own, in which one launch of the stream tells another something.
  *
  * Owns:     the pages.
  * Thread:   the device's control thread; the word itself: the stream's worker.
@@ -29,6 +30,7 @@ struct cuda_fence {
     struct list_node link; /* free */
     _Atomic uint64_t *word;
     cuda_address address; /* of the word, for the GPU */
+    cuda_address ticket;  /* the other word: a concat_mla_ticket's; its numbers are those that `written` counts */
     uint64_t written;     /* the last value that the GPU was told to write: a stream goes on from there */
 };
 

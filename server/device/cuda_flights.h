@@ -113,6 +113,9 @@ void cuda_flights_choose_side(struct cuda_flights *flights, uint32_t first);
 
 /* Before the launch: what the GPU is to write, behind all that the lane has and this launch; the words, if it may. */
 struct cuda_end cuda_flights_end(const struct cuda_flights *flights, uint32_t first, unsigned lane, bool armed);
+/* Only a part of an armed launch is there, and the rest will not be: it is to lapse, when that part has ended. The
+ * driver has to write what tells so. */
+void cuda_flights_make_lapse(struct cuda_flights *flights, struct cuda_end *end);
 /* After the launch: the GPU will write that. `told`: the kernel itself. */
 void cuda_flights_expect(struct cuda_flights *flights, const struct cuda_end *end, bool told);
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cuda_device.h"
+#include "cuda_gated.h"
 
 /* One cuda_kernels_open. */
 struct loading {
@@ -30,6 +31,27 @@ static enum mlacat_status find(struct device *device, struct cuda_module *module
                : cuda_device_fail(device, err, result, "cuModuleGetFunction", "the kernel %s", name);
 }
 
+/* Those that not every GPU has: all or none. */
+static enum mlacat_status find_gated(struct cuda_kernels *kernels, struct device *device, struct error *err)
+{
+    char name[CONCAT_MLA_NAME_BYTES];
+    int result = device->cuda->cuModuleGetFunction(&kernels->gate, kernels->module, CONCAT_MLA_GATE_NAME);
+    if (result == CUDA_RESULT_NOT_FOUND) {
+        kernels->gate = NULL;
+        return MLACAT_OK;
+    }
+    if (result != CUDA_RESULT_OK) {
+        return cuda_device_fail(device, err, result, "cuModuleGetFunction", "the kernel %s", CONCAT_MLA_GATE_NAME);
+    }
+    for (unsigned i = 0; i < CUDA_VECTORS_NR; i++) {
+        concat_mla_gated_name(1u << i, name);
+        if (find(device, kernels->module, name, &kernels->gated[i], err) != MLACAT_OK) {
+            return err->code;
+        }
+    }
+    return find(device, kernels->module, CONCAT_MLA_TAIL_NAME, &kernels->tail, err);
+}
+
 static enum mlacat_status find_all(struct cuda_kernels *kernels, struct device *device, struct error *err)
 {
     char name[CONCAT_MLA_NAME_BYTES];
@@ -43,7 +65,10 @@ static enum mlacat_status find_all(struct cuda_kernels *kernels, struct device *
             return err->code;
         }
     }
-    return find(device, kernels->module, CONCAT_MLA_MANY_NAME, &kernels->many, err);
+    if (find(device, kernels->module, CONCAT_MLA_MANY_NAME, &kernels->many, err) != MLACAT_OK) {
+        return err->code;
+    }
+    return find_gated(kernels, device, err);
 }
 
 static enum mlacat_status launch_empty(struct device *device, struct cuda_stream *stream,
@@ -53,6 +78,20 @@ static enum mlacat_status launch_empty(struct device *device, struct cuda_stream
     return result == CUDA_RESULT_OK
                ? MLACAT_OK
                : cuda_device_fail(device, err, result, "cuLaunchKernel", "the first launch of a kernel");
+}
+
+/* With a gate that lets it pass. */
+static enum mlacat_status launch_empty_gated(struct cuda_kernels *kernels, struct device *device,
+                                             struct cuda_stream *stream, unsigned vector_bytes, struct error *err)
+{
+    struct concat_mla_launch copy = {.args = {.dim0 = 1, .dim1 = 1}, .grid = 1, .block = 32};
+    struct cuda_gated gated = {.copy = &copy, .ticket = {.address = device->wake, .number = 1}};
+    bool part;
+    copy.range.vector_bytes = (unsigned char)vector_bytes;
+    int result = cuda_gated_launch(&gated, kernels, device->cuda, stream, &part);
+    return result == CUDA_RESULT_OK
+               ? MLACAT_OK
+               : cuda_device_fail(device, err, result, "cuLaunchKernelEx", "the first launch behind a gate");
 }
 
 /* A kernel's first launch may load it, and then waits for all that runs: so each has it now, with nothing to copy. */
@@ -66,6 +105,9 @@ static enum mlacat_status launch_all(struct cuda_kernels *kernels, struct device
     for (unsigned i = 0; i < CUDA_VECTORS_NR; i++) {
         if (launch_empty(device, stream, kernels->vector[i], (void *[]){&args, &range}, err) != MLACAT_OK ||
             launch_empty(device, stream, kernels->signal[i], (void *[]){&args, &range, &signal}, err) != MLACAT_OK) {
+            return err->code;
+        }
+        if (cuda_gated_exists(kernels) && launch_empty_gated(kernels, device, stream, 1u << i, err) != MLACAT_OK) {
             return err->code;
         }
     }

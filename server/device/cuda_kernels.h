@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The kernels of one device, loaded: two for each vector, of which one tells its end, and the one for many calls.
+ * The kernels of one device, loaded: three for each vector, of which one tells its end and one goes between a gate and
+ * a tail; these two; and the one for many calls.
  *
  * Owns:     the module.
  * Thread:   cuda_kernels_open, cuda_kernels_close: as the device's open and close. The rest: any worker.
@@ -24,6 +25,9 @@ struct cuda_kernels {
     struct cuda_function *vector[CUDA_VECTORS_NR]; /* by the logarithm of its bytes */
     struct cuda_function *signal[CUDA_VECTORS_NR]; /* take a struct concat_mla_signal too */
     struct cuda_function *many;                    /* takes a struct concat_mla_many_args */
+    struct cuda_function *gate;                    /* takes a gate and a ticket; NULL: there are none of these */
+    struct cuda_function *gated[CUDA_VECTORS_NR];  /* take a ticket too */
+    struct cuda_function *tail;                    /* takes an end and a ticket */
     struct jit_report report;
 };
 

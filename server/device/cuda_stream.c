@@ -68,22 +68,27 @@ static int launch(struct device_stream *stream, uint32_t first, unsigned lane)
     }
     cuda_flights_choose_side(flights, first);
     struct cuda_end end = cuda_flights_end(flights, first, lane, stream->batch.gate.address != 0);
-    bool told;
+    enum cuda_launched launched;
     if (end.armed) {
         stream->batch.gate.lapsed = flights->lane[lane].fence->address;
         stream->batch.gate.lapsed_value = flights->lane[lane].fence->written + 1;
     }
-    int result = cuda_batch_launch(&stream->batch, &flights->lane[lane], &end.words, &told);
+    int result = cuda_batch_launch(&stream->batch, &flights->lane[lane], &end.words, &launched);
     check_result(stream, result, cuda_error_is_lost(result), "cuLaunchKernel");
     cuda_flights_newest(flights)->unfinished = stream->batch.pending;
     stream->lane = lane;
-    if (result != CUDA_RESULT_OK) {
+    if (launched == CUDA_LAUNCHED_PART && stream->lost.code == MLACAT_OK) {
+        cuda_flights_make_lapse(flights, &end);
+    } else if (result != CUDA_RESULT_OK) {
         return result;
     }
+    bool told = launched == CUDA_LAUNCHED_TELLS;
     int written = cuda_lane_write(&flights->lane[lane], told ? &end.behind : &end.words);
     if (written == CUDA_RESULT_OK) {
         cuda_flights_expect(flights, &end, told);
         written = cuda_flights_prove(flights);
+    } else if (end.armed) {
+        flights->lane[lane].fence->written++; /* the gate may write that yet */
     }
     check_result(stream, written, written != CUDA_RESULT_OK, "cuStreamWriteValue64");
     return CUDA_RESULT_OK;
@@ -266,7 +271,7 @@ enum device_answer cuda_stream_arm(struct device_stream *stream, const struct de
     }
     cuda_batch_begin(batch, stream->device->launch_bytes);
     cuda_batch_add(batch, call);
-    if (cuda_batch_can_wait(batch)) {
+    if (cuda_batch_can_wait(batch, &stream->device->kernels)) {
         batch->gate = (struct concat_mla_gate){.address = flights->ready_at, .value = value, .wait_ns = wait_ns};
         if (launch(stream, flights->tail - 1, CUDA_DIRECT_LANE) == CUDA_RESULT_OK || stream->lost.code != MLACAT_OK) {
             return DEVICE_OK; /* if it is lost, poll says it */

@@ -32,7 +32,9 @@ enum mlacat_status cuda_stream_open(struct device *device, const struct device_w
 void cuda_stream_close(struct device_stream *stream);
 enum device_answer cuda_stream_submit(struct device_stream *stream, const struct device_call *calls, uint32_t *nr,
                                       struct error *err);
-/* Only small calls, and only under MPS: without it nobody else's kernels run while ours waits. */
+/* Only calls of one launch, and only under MPS: without it nobody else's kernels run while ours waits. One that more
+ * than a block copies needs the kernels for that too (cuda_gated.h). If they cannot be launched it is as if it had
+ * lapsed. */
 enum device_answer cuda_stream_arm(struct device_stream *stream, const struct device_call *call, uint64_t value,
                                    uint64_t wait_ns, struct error *err);
 int cuda_stream_poll(struct device_stream *stream, struct device_completion *done, int max, struct error *err);

@@ -73,7 +73,9 @@ struct device_words {
 
 struct device_completion {
     void *cookie;
-    bool lapsed; /* of a call that was armed: its word did not come, nothing of it has happened; `error` is not set */
+    bool lapsed; /* of a call that was armed: its word did not come, nothing of it has happened; `error` is not set.
+                  * Or it could be launched in part only: its output may be written, no word is, and nothing of it runs
+                  * any more */
     /* code OK (the rest is then not set), or why the call failed; scope SESSION: the memory itself was bad */
     struct error error;
 };

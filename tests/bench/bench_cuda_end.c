@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What it costs to tell the end of a small launch. One K call of bf16 (128+64) whose 16-byte vectors take so many
- * stretches of CONCAT_MLA_MANY_THREADS threads; the ways take turns, on the same operands.
+ * What it costs to tell the end of a launch. One K call of bf16 (128+64) whose 16-byte vectors take so many stretches
+ * of CONCAT_MLA_MANY_THREADS threads; the ways take turns, on the same operands.
  *     chain    64 such launches in one stream, wall time of one, from before the first to when the CPU sees the end
  *     latency  one launch, wall time from before it to when the CPU sees its end
  * "no end": only a wait for the stream, as far as a chain can go at best. "behind": the driver writes the word behind
- * the launch. "signal": the kernel writes it, in one block.
+ * the launch. "signal": the kernel writes it, in one block. "gated": a tail writes it, and a gate that is open goes
+ * before.
  */
 #include "bench_cuda_end.h"
 
@@ -25,7 +26,7 @@
 
 #define STRETCHES_MAX (CONCAT_MLA_SIGNAL_THREADS / CONCAT_MLA_MANY_THREADS)
 
-enum way { NO_END, BEHIND, SIGNAL, WAYS_NR };
+enum way { NO_END, BEHIND, SIGNAL, GATED, WAYS_NR };
 
 static struct {
     struct concat_mla_args call;
@@ -50,7 +51,12 @@ static void make_call(unsigned char *memory, uint64_t stretches)
     };
 }
 
-static void launch_signal(void)
+static bool has_way(enum way way, uint64_t stretches)
+{
+    return way == GATED ? module_has_gate() : way != SIGNAL || stretches <= STRETCHES_MAX;
+}
+
+static void launch_signal(bool gated)
 {
     struct concat_mla_plan plan;
     struct concat_mla_launch launch;
@@ -59,13 +65,17 @@ static void launch_signal(void)
     };
     concat_mla_plan_init(&plan, &bench.call, bench.bytes_per_ms);
     concat_mla_plan_next(&plan, &launch);
-    module_signal(&launch, &signal);
+    if (gated) {
+        module_gated(&launch, &signal, bench.written);
+    } else {
+        module_signal(&launch, &signal);
+    }
 }
 
 static void launch_call(enum way way)
 {
-    if (way == SIGNAL) {
-        launch_signal();
+    if (way == SIGNAL || way == GATED) {
+        launch_signal(way == GATED);
         return;
     }
     module_call(&bench.call, bench.bytes_per_ms, NULL);
@@ -107,7 +117,7 @@ static bool run_size(uint64_t stretches, int launches, int runs)
     gpu_sync();
     for (int run = -1; run < runs; run++) { /* the first warms up */
         for (int w = NO_END; w < WAYS_NR; w++) {
-            double taken = run_us((enum way)w, launches);
+            double taken = has_way((enum way)w, stretches) ? run_us((enum way)w, launches) : 0;
             if (run >= 0) {
                 us[w][run] = taken / launches;
             }
@@ -115,8 +125,12 @@ static bool run_size(uint64_t stretches, int launches, int runs)
     }
     printf("%8lu %10.1f", (unsigned long)stretches, (double)(bench.call.dim1 * ROW_BYTES) / 1024);
     for (int w = NO_END; w < WAYS_NR; w++) {
-        good = is_right((enum way)w) && good;
-        printf(" %9.2f", bench_median(us[w], runs));
+        if (has_way((enum way)w, stretches)) {
+            good = is_right((enum way)w) && good;
+            printf(" %9.2f", bench_median(us[w], runs));
+        } else {
+            printf(" %9s", "-");
+        }
     }
     printf("  %s\n", good ? "right" : "WRONG");
     gpu_free(memory);
@@ -125,10 +139,14 @@ static bool run_size(uint64_t stretches, int launches, int runs)
 
 static bool run_table(const char *what, int launches, int runs)
 {
+    static const uint64_t large[] = {64, 1024, 16384};
     bool good = true;
-    printf("\n%-19s %9s %9s %9s\n%8s %10s\n", what, "no end", "behind", "signal", "x128", "KiB");
+    printf("\n%-19s %9s %9s %9s %9s\n%8s %10s\n", what, "no end", "behind", "signal", "gated", "x128", "KiB");
     for (uint64_t stretches = 1; stretches <= STRETCHES_MAX; stretches++) {
         good = run_size(stretches, launches, runs) && good;
+    }
+    for (size_t i = 0; i < sizeof(large) / sizeof(large[0]); i++) {
+        good = run_size(large[i], launches, runs) && good;
     }
     return good;
 }

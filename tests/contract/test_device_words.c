@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #define WIDTH 16
+#define LARGE_WIDTH 40960 /* of a call for more than one block */
+#define ROWS 64
 
 /* A stream with words in two pages of shared memory, as a ring has them. */
 static struct {
@@ -20,6 +22,7 @@ static struct {
     struct device_words words;
     struct device_stream *stream;
     struct imported memory;
+    uint64_t width; /* of its rows */
 } w;
 
 static unsigned char *shared_page(size_t bytes)
@@ -39,6 +42,17 @@ static struct device_pages *register_page(unsigned char *page)
     return pages;
 }
 
+/* The first one is not 0 all over. */
+static void make_rows(uint64_t width)
+{
+    w.width = width;
+    w.memory = row_memory_new(ROWS * width);
+    memset(w.memory.client.bytes, 0, ROWS * width);
+    for (uint64_t i = 0; i < width; i += WIDTH) {
+        memcpy(w.memory.client.bytes + i, "sixteen byte row", WIDTH);
+    }
+}
+
 static int words_setup(void **state)
 {
     struct error err;
@@ -53,9 +67,7 @@ static int words_setup(void **state)
                                     .done = (uint64_t *)(void *)(w.done_page + 512),
                                     .ready = (uint64_t *)(void *)(w.done_page + 384),
                                     .client_pages = register_page(w.done_page)};
-    w.memory = row_memory_new(64 * WIDTH);
-    memset(w.memory.client.bytes, 0, 64 * WIDTH);
-    memcpy(w.memory.client.bytes, "sixteen byte row", WIDTH);
+    make_rows(WIDTH);
     return row.ops->stream_open(row.device, &w.words, &w.stream, &err) == MLACAT_OK ? 0 : -1;
 }
 
@@ -87,11 +99,11 @@ static struct device_call link_call(uint64_t sequence)
     memset(&call, 0, sizeof(call));
     call.plan.op = OP_CONCAT_MLA_ABSORB_Q;
     call.plan.dim0 = call.plan.dim1 = 1;
-    call.plan.width_bytes[OP_OUT] = call.plan.width_bytes[OP_FIRST] = WIDTH;
-    call.plan.offset_bytes[OP_OUT] = sequence * WIDTH;
-    call.plan.offset_bytes[OP_FIRST] = (sequence - 1) * WIDTH;
+    call.plan.width_bytes[OP_OUT] = call.plan.width_bytes[OP_FIRST] = w.width;
+    call.plan.offset_bytes[OP_OUT] = sequence * w.width;
+    call.plan.offset_bytes[OP_FIRST] = (sequence - 1) * w.width;
     call.plan.copy[OP_OUT] = call.plan.copy[OP_FIRST] = true;
-    call.plan.bytes = 2 * WIDTH;
+    call.plan.bytes = 2 * w.width;
     for (int i = 0; i < OP_OPERANDS; i++) {
         call.memory[i] = w.memory.memory;
     }
@@ -276,7 +288,7 @@ static void test_device_fence_follows_the_output(void **state)
 
 /* ---------------------------------------------------------------------------------------------------- armed calls */
 
-#define ARM_CALLS 63 /* rows behind the first one */
+#define ARM_CALLS (ROWS - 1) /* rows behind the first one */
 #define ARM_WAIT_NS 50000
 
 static _Atomic bool flickers;
@@ -330,7 +342,7 @@ static bool arm(const struct device_call *call)
         return true;
     }
     assert_true(fence() < call->sequence && done_word() < call->sequence);
-    for (int i = 0; i < WIDTH; i++) {
+    for (uint64_t i = 0; i < w.width; i++) {
         assert_int_equal(output[i], 0);
     }
     return false;
@@ -338,12 +350,11 @@ static bool arm(const struct device_call *call)
 
 /* Whatever the word does, an armed call runs once or not at all. One that has lapsed is submitted; or it has failed
  * meanwhile, and only tells so, which no `done` of a call before it may undo. */
-static void test_device_armed_runs_or_lapses(void **state)
+static void arm_all(void)
 {
     pthread_t client;
     uint64_t row_nr = 1;
     struct error err;
-    (void)state;
     flickers = true;
     assert_int_equal(pthread_create(&client, NULL, flicker, NULL), 0);
     for (uint64_t sequence = 1; sequence <= ARM_CALLS; sequence++) {
@@ -358,13 +369,27 @@ static void test_device_armed_runs_or_lapses(void **state)
         }
         assert_int_equal(fence(), sequence);
         if (!call.signal_only) {
-            assert_memory_equal(w.memory.client.bytes + row_nr * WIDTH, "sixteen byte row", WIDTH);
+            assert_memory_equal(w.memory.client.bytes + row_nr * w.width, w.memory.client.bytes, w.width);
             row_nr++;
         }
     }
     flickers = false;
     pthread_join(client, NULL);
     assert_int_equal(done_word(), ARM_CALLS);
+}
+
+static void test_device_armed_runs_or_lapses(void **state)
+{
+    (void)state;
+    arm_all();
+}
+
+static void test_device_armed_large_runs_or_lapses(void **state)
+{
+    (void)state;
+    row_memory_free(&w.memory);
+    make_rows(LARGE_WIDTH);
+    arm_all();
 }
 
 #define WORDS_TEST(test) cmocka_unit_test_setup_teardown(test, words_setup, words_teardown)
@@ -379,6 +404,7 @@ int main(void)
         WORDS_TEST(test_device_signals_in_order_without_a_call),
         WORDS_TEST(test_device_fence_follows_the_output),
         WORDS_TEST(test_device_armed_runs_or_lapses),
+        WORDS_TEST(test_device_armed_large_runs_or_lapses),
     };
     return ROW_RUN_TESTS("device words", tests);
 }

@@ -13,7 +13,26 @@ struct context;
 struct stream;
 struct program;
 
+struct launch_attribute {
+    int id;
+    int reserved;
+    union {
+        int programmatic;
+        char bytes[64];
+    } value;
+};
+
+struct launch_config {
+    unsigned grid[3];
+    unsigned block[3];
+    unsigned shared_bytes;
+    struct stream *stream;
+    struct launch_attribute *attributes;
+    unsigned attributes_nr;
+};
+
 enum {
+    LAUNCH_PROGRAMMATIC_SERIALIZATION = 6,
     ATTRIBUTE_MULTIPROCESSORS = 16,
     ATTRIBUTE_MEMORY_CLOCK_KHZ = 36,
     ATTRIBUTE_MEMORY_BITS = 37,
@@ -53,6 +72,7 @@ enum {
     X(cuStreamWriteValue64_v2, (struct stream *, device_ptr, uint64_t, unsigned))                                   \
     X(cuLaunchKernel, (struct gpu_function *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, \
                        struct stream *, void **, void **))                                                          \
+    X(cuLaunchKernelEx, (const struct launch_config *, struct gpu_function *, void **, void **))                    \
     X(cuEventCreate, (struct gpu_event **, unsigned))                                                               \
     X(cuEventDestroy_v2, (struct gpu_event *))                                                                      \
     X(cuEventRecord, (struct gpu_event *, struct stream *))                                                         \
@@ -301,6 +321,17 @@ void gpu_unload(struct gpu_module *module)
 void gpu_launch(struct gpu_function *function, unsigned grid, unsigned block, void **arguments)
 {
     CHECK(cuLaunchKernel(function, grid, 1, 1, block, 1, 1, 0, gpu.stream, arguments, NULL));
+}
+
+void gpu_launch_behind(struct gpu_function *function, unsigned grid, unsigned block, void **arguments)
+{
+    struct launch_attribute attribute = {.id = LAUNCH_PROGRAMMATIC_SERIALIZATION, .value = {.programmatic = 1}};
+    struct launch_config config = {.grid = {grid, 1, 1},
+                                   .block = {block, 1, 1},
+                                   .stream = gpu.stream,
+                                   .attributes = &attribute,
+                                   .attributes_nr = 1};
+    CHECK(cuLaunchKernelEx(&config, function, arguments, NULL));
 }
 
 void gpu_copy(void *to, const void *from, size_t size)

@@ -51,6 +51,8 @@ void gpu_unload(struct gpu_module *module);
 
 /* Asynchronous, on the one stream. */
 void gpu_launch(struct gpu_function *function, unsigned grid, unsigned block, void **arguments);
+/* One that the launch before it may let begin before its own end. */
+void gpu_launch_behind(struct gpu_function *function, unsigned grid, unsigned block, void **arguments);
 void gpu_copy(void *to, const void *from, size_t size);
 void gpu_fill(void *to, unsigned char value, size_t size);
 /* Writes a word of gpu_word_new after all that was enqueued before. */

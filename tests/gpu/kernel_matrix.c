@@ -5,7 +5,7 @@
  * says, so a byte beside the output that changed is found as well as a wrong one in it.
  *
  *     kernel_matrix [root of the source tree] [small | tight | all]
- *         small   what fits into a few MiB, call by call, many calls in one launch, one block that tells its end
+ *         small   what fits into a few MiB, call by call, many calls in one launch, launches that tell their end
  *         tight   the same without guards, for compute-sanitizer: any access beside an operand is an invalid one
  *         all     small, and calls past 2^31 elements and 2^32 bytes (default)
  *

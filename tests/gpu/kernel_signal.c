@@ -11,7 +11,8 @@
 #include "module.h"
 
 #define TURNS 4u
-#define ROWS_BYTES_MAX ((uint64_t)1 << 15) /* of one call's output */
+#define ROWS_BYTES_MAX ((uint64_t)1 << 15) /* of one call's output, for one block */
+#define GATED_BYTES_MAX ((uint64_t)1 << 22)
 #define POISON 0xa5
 #define OPENS_WITHIN_NS UINT64_C(10000000000)
 #define LAPSES_AFTER_NS 200000
@@ -24,6 +25,7 @@ static struct {
     _Atomic uint64_t *gate;
     _Atomic uint64_t *lapsed;
     uint64_t launches;
+    bool gated; /* they go between a gate and a tail, as of any size can */
 } words;
 
 /* The driver's own host memory has one address for CPU and GPU. */
@@ -43,6 +45,15 @@ static struct concat_mla_signal next_signal(uint64_t wait_ns)
                                                .lapsed_value = words.launches};
     }
     return signal;
+}
+
+static void enqueue(const struct concat_mla_launch *launch, const struct concat_mla_signal *signal)
+{
+    if (words.gated) {
+        module_gated(launch, signal, words.launches);
+    } else {
+        module_signal(launch, signal);
+    }
 }
 
 static bool have_words(const struct concat_mla_signal *signal)
@@ -80,7 +91,7 @@ static bool is_untouched(const struct operand *out)
 static bool run_and_end(const struct concat_mla_launch *launch)
 {
     struct concat_mla_signal signal = next_signal(0);
-    module_signal(launch, &signal);
+    enqueue(launch, &signal);
     gpu_sync();
     return have_words(&signal);
 }
@@ -88,7 +99,7 @@ static bool run_and_end(const struct concat_mla_launch *launch)
 static bool run_and_lapse(const struct matrix_case *c, const struct concat_mla_launch *launch)
 {
     struct concat_mla_signal signal = next_signal(LAPSES_AFTER_NS);
-    module_signal(launch, &signal);
+    enqueue(launch, &signal);
     gpu_sync();
     return atomic_load(words.lapsed) == words.launches && has_no_word(&signal) && is_untouched(&c->operand[OUT]) &&
            run_and_end(launch);
@@ -104,7 +115,7 @@ static bool run_and_open(const struct matrix_case *c, const struct concat_mla_la
         }
     }
     gpu_sync();
-    module_signal(launch, &signal);
+    enqueue(launch, &signal);
     for (int k = OUT; k < OPERANDS; k++) {
         if (c->operand[k].size) {
             gpu_upload_beside(c->operand[k].device, c->operand[k].host, c->operand[k].size);
@@ -122,8 +133,10 @@ static bool run_case(struct matrix_case *c, enum gate gate, uint64_t bytes_per_m
     struct concat_mla_args args = matrix_case_args(c);
     struct concat_mla_plan plan;
     struct concat_mla_launch launch;
+    struct concat_mla_launch second;
     concat_mla_plan_init(&plan, &args, bytes_per_ms);
-    if (!concat_mla_plan_next(&plan, &launch) || concat_mla_signal_threads(&launch) == 0) {
+    if (!concat_mla_plan_next(&plan, &launch) || (!words.gated && concat_mla_signal_threads(&launch) == 0) ||
+        concat_mla_plan_next(&plan, &second)) {
         return true;
     }
     gpu_sync();
@@ -148,7 +161,7 @@ static bool run_gate(enum gate gate, uint64_t bytes_per_ms, bool tight)
         size_t widths = turn / LAYOUT_NR % matrix_widths_nr;
         size_t misalignment = matrix_random() % matrix_misalignments_nr;
         matrix_case_make(&c, widths, (enum layout)(turn % LAYOUT_NR), misalignment, (unsigned)matrix_random(),
-                         ROWS_BYTES_MAX >> matrix_random() % 8);
+                         (words.gated ? GATED_BYTES_MAX : ROWS_BYTES_MAX) >> matrix_random() % 8);
         c.tight = tight;
         matrix_case_open(&c);
         good = run_case(&c, gate, bytes_per_ms, ran) && good;
@@ -163,19 +176,28 @@ static bool run_gate(enum gate gate, uint64_t bytes_per_ms, bool tight)
     return good;
 }
 
-bool kernel_signal_run(uint64_t bytes_per_ms, bool tight)
+static bool run_gates(uint64_t bytes_per_ms, bool tight)
 {
     bool good = true;
+    printf("%-16s %8s %8s %8s %8s %8s %8s\n", words.gated ? "gate and tail" : "tells its end", "16", "8", "4", "2", "1",
+           "result");
+    for (int gate = NO_GATE; gate < (tight ? GATE_OPENS_LATE : GATES_NR); gate++) {
+        good = run_gate((enum gate)gate, bytes_per_ms, tight) && good;
+    }
+    printf("(the columns: launches of each kernel)\n\n");
+    return good;
+}
+
+bool kernel_signal_run(uint64_t bytes_per_ms, bool tight)
+{
     for (unsigned i = 0; i < CONCAT_MLA_END_WORDS; i++) {
         words.end[i] = gpu_word_new();
     }
     words.gate = gpu_word_new();
     words.lapsed = gpu_word_new();
-    printf("%-16s %8s %8s %8s %8s %8s %8s\n", "tells its end", "16", "8", "4", "2", "1", "result");
-    for (int gate = NO_GATE; gate < (tight ? GATE_OPENS_LATE : GATES_NR); gate++) {
-        good = run_gate((enum gate)gate, bytes_per_ms, tight) && good;
-    }
-    printf("(the columns: launches of each kernel)\n\n");
+    bool good = run_gates(bytes_per_ms, tight);
+    words.gated = module_has_gate();
+    good = (!words.gated || run_gates(bytes_per_ms, tight)) && good;
     for (unsigned i = 0; i < CONCAT_MLA_END_WORDS; i++) {
         gpu_word_free(words.end[i]);
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The part of kernel_matrix for launches of one block that tell their end, and may wait for a word.
+ * The part of kernel_matrix for launches that tell their end, and may wait for a word: of one block, and of any number
+ * of them between a gate and a tail.
  *
  * Owns:     nothing after it has returned.
  * Thread:   the main thread only.

@@ -14,11 +14,15 @@ static struct {
     struct gpu_module *reference;
     struct gpu_function *vector[KERNEL_NR];
     struct gpu_function *signal[KERNEL_NR];
+    struct gpu_function *gated[KERNEL_NR];
+    struct gpu_function *gate; /* NULL: there is none, and none of the gated and no tail */
+    struct gpu_function *tail;
     struct gpu_function *many;
     struct gpu_function *fill_random;
     struct gpu_function *count_changed;
     struct gpu_function *count_wrong;
-    uint64_t *count; /* on the GPU */
+    uint64_t *count;  /* on the GPU */
+    uint64_t *ticket; /* on the GPU */
 } module;
 
 static struct gpu_function *find(struct gpu_module *from, const char *name)
@@ -43,6 +47,17 @@ static void compile(const char *root)
     module.reference = gpu_compile(reference, header, NULL);
 }
 
+static void find_gated(const unsigned vectors[KERNEL_NR])
+{
+    char name[CONCAT_MLA_NAME_BYTES];
+    module.gate = gpu_find(module.kernels, CONCAT_MLA_GATE_NAME);
+    for (int kernel = KERNEL_16; kernel < KERNEL_NR && module.gate; kernel++) {
+        concat_mla_gated_name(vectors[kernel], name);
+        module.gated[kernel] = find(module.kernels, name);
+    }
+    module.tail = module.gate ? find(module.kernels, CONCAT_MLA_TAIL_NAME) : NULL;
+}
+
 void module_open(const char *root)
 {
     static const unsigned vectors[KERNEL_NR] = {16, 8, 4, 2, 1};
@@ -54,16 +69,19 @@ void module_open(const char *root)
         concat_mla_signal_name(vectors[kernel], name);
         module.signal[kernel] = find(module.kernels, name);
     }
+    find_gated(vectors);
     module.many = find(module.kernels, CONCAT_MLA_MANY_NAME);
     module.fill_random = find(module.reference, "fill_random");
     module.count_changed = find(module.reference, "count_changed");
     module.count_wrong = find(module.reference, "count_wrong");
     module.count = gpu_alloc(sizeof(*module.count));
+    module.ticket = gpu_alloc(sizeof(*module.ticket));
 }
 
 void module_close(void)
 {
     gpu_free(module.count);
+    gpu_free(module.ticket);
     gpu_unload(module.kernels);
     gpu_unload(module.reference);
 }
@@ -100,6 +118,21 @@ void module_signal(const struct concat_mla_launch *launch, const struct concat_m
     struct concat_mla_signal end = *signal;
     gpu_launch(module.signal[kernel_of(&one)], 1, concat_mla_signal_threads(&one),
                (void *[]){&one.args, &one.range, &end});
+}
+
+bool module_has_gate(void)
+{
+    return module.gate;
+}
+
+void module_gated(const struct concat_mla_launch *launch, const struct concat_mla_signal *signal, uint64_t number)
+{
+    struct concat_mla_launch one = *launch;
+    struct concat_mla_signal words = *signal;
+    struct concat_mla_ticket ticket = {.address = (uintptr_t)module.ticket, .number = number};
+    gpu_launch(module.gate, 1, CONCAT_MLA_GATE_THREADS, (void *[]){&words.gate, &ticket});
+    gpu_launch_behind(module.gated[kernel_of(&one)], one.grid, one.block, (void *[]){&one.args, &one.range, &ticket});
+    gpu_launch_behind(module.tail, 1, CONCAT_MLA_GATE_THREADS, (void *[]){&words.end, &ticket});
 }
 
 void module_fill_random(void *to, uint64_t size, uint64_t seed)

@@ -10,6 +10,7 @@
 #ifndef MLACAT_TESTS_MODULE_H
 #define MLACAT_TESTS_MODULE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,6 +28,10 @@ void module_call(const struct concat_mla_args *args, uint64_t bytes_per_ms, unsi
 void module_many(struct concat_mla_many *many);
 /* Enqueues a launch that one block can do, which then tells its end. */
 void module_signal(const struct concat_mla_launch *launch, const struct concat_mla_signal *signal);
+/* Can it be behind a gate? From compute capability 9.0 on. */
+bool module_has_gate(void);
+/* Enqueues any launch behind the signal's gate, and behind that what tells its end. `number` was never used before. */
+void module_gated(const struct concat_mla_launch *launch, const struct concat_mla_signal *signal, uint64_t number);
 
 void module_fill_random(void *to, uint64_t size, uint64_t seed);
 /* Bytes of [begin, end) of `at` that are no longer what module_fill_random wrote. */

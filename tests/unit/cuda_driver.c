@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -33,7 +34,8 @@ int __wrap_nanosleep(const struct timespec *time, struct timespec *left)
 static bool fails(enum driver_call call)
 {
     driver.calls[call]++;
-    return ++driver.total == driver.fail_at;
+    driver.total++;
+    return driver.fail_at != 0 && driver.total - driver.fail_at <= driver.fail_more;
 }
 
 static int answer(enum driver_call call)
@@ -288,18 +290,23 @@ static int write_value(struct cuda_stream *stream, cuda_address address, uint64_
     return CUDA_RESULT_OK;
 }
 
-/* Its words are things of their own, so that a test sees the GPU between its copies and each of them. */
-static void write_end(struct cuda_stream *stream, const struct concat_mla_signal *signal)
+/* Words are things of their own, so that a test sees the GPU between a launch's copies and each of them; `thing` is
+ * what all have alike. */
+static void write_end(struct driver_thing thing, const struct concat_mla_end *end)
 {
     for (int i = 0; i < CONCAT_MLA_END_WORDS; i++) {
         int word = driver.fence_first ? CONCAT_MLA_END_WORDS - 1 - i : i;
-        if (signal->end.address[word] != 0) {
-            driver_enqueue((struct driver_thing){.stream = stream,
-                                                 .word = (_Atomic uint64_t *)(uintptr_t)signal->end.address[word],
-                                                 .value = signal->end.value[word],
-                                                 .gated = signal->gate.address != 0});
+        if (end->address[word] != 0) {
+            thing.word = (_Atomic uint64_t *)(uintptr_t)end->address[word];
+            thing.value = end->value[word];
+            driver_enqueue(thing);
         }
     }
+}
+
+static bool is_gated(const struct cuda_function *function)
+{
+    return (uintptr_t)function - DRIVER_GATEDS < CUDA_VECTORS_NR;
 }
 
 /* NULL: the kernel is none that tells its end. */
@@ -327,6 +334,14 @@ static int launch_kernel(struct cuda_function *function, unsigned int grid_x, un
     driver.many_launches += function == DRIVER_MANY;
     driver.launch_grid += grid_x;
     const struct concat_mla_signal *signal = signal_of(function, parameters);
+    assert_true(function != DRIVER_TAIL && !is_gated(function)); /* they begin before their turn, or are in vain */
+    if (function == DRIVER_GATE) {
+        const struct concat_mla_gate *gate = parameters[0];
+        assert_true(grid_x == 1 && block_x == CONCAT_MLA_GATE_THREADS && gate->address != 0 && gate->wait_ns > 0);
+        driver_enqueue((struct driver_thing){
+            .stream = stream, .gate = *gate, .ticket = *(const struct concat_mla_ticket *)parameters[1]});
+        return CUDA_RESULT_OK;
+    }
     if (!signal) {
         driver_enqueue((struct driver_thing){.stream = stream});
         return CUDA_RESULT_OK;
@@ -334,8 +349,51 @@ static int launch_kernel(struct cuda_function *function, unsigned int grid_x, un
     assert_true(grid_x == 1 && block_x % CONCAT_MLA_MANY_THREADS == 0 && block_x <= CONCAT_MLA_SIGNAL_THREADS);
     assert_true(signal->gate.address == 0 || signal->gate.wait_ns > 0);
     driver_enqueue((struct driver_thing){.stream = stream, .gate = signal->gate});
-    write_end(stream, signal);
+    write_end((struct driver_thing){.stream = stream, .gated = signal->gate.address != 0}, &signal->end);
     driver.signal_launches++;
+    return CUDA_RESULT_OK;
+}
+
+/* Only kernels that wait themselves for the one before them may be launched so. */
+static int launch_behind(const struct cuda_launch_config *config, struct cuda_function *function, void **parameters,
+                         void **extra)
+{
+    assert_true(config->attributes_nr == 1 && config->attributes->id == CUDA_LAUNCH_SERIALIZED_BY_PROGRAM &&
+                config->attributes->value.serialized_by_program == 1);
+    assert_true(config->grid_x > 0 && config->grid_y == 1 && config->grid_z == 1 && config->block_x > 0 &&
+                config->block_y == 1 && config->block_z == 1 && config->shared_bytes == 0 && extra == NULL);
+    if (fails(DRIVER_cuLaunchKernelEx)) {
+        return driver.fail_result;
+    }
+    if (function == DRIVER_TAIL) {
+        assert_true(config->grid_x == 1 && config->block_x == CONCAT_MLA_GATE_THREADS);
+        write_end(
+            (struct driver_thing){.stream = config->stream, .ticket = *(const struct concat_mla_ticket *)parameters[1]},
+            parameters[0]);
+        return CUDA_RESULT_OK;
+    }
+    const struct concat_mla_range *range = parameters[1];
+    assert_true(is_gated(function) && range->vector_bytes == 1u << ((uintptr_t)function - DRIVER_GATEDS));
+    driver_enqueue((struct driver_thing){
+        .stream = config->stream, .ticket = *(const struct concat_mla_ticket *)parameters[2], .copies = true});
+    driver.launch_grid += config->grid_x;
+    return CUDA_RESULT_OK;
+}
+
+static int allocate(cuda_address *address, size_t bytes)
+{
+    if (fails(DRIVER_cuMemAlloc)) {
+        return driver.fail_result;
+    }
+    *address = (uintptr_t)calloc(1, bytes);
+    driver.allocated++;
+    return *address != 0 ? CUDA_RESULT_OK : CUDA_RESULT_OUT_OF_MEMORY;
+}
+
+static int free_memory(cuda_address address)
+{
+    free((void *)(uintptr_t)address);
+    driver.allocated--;
     return CUDA_RESULT_OK;
 }
 
@@ -401,6 +459,9 @@ void driver_reset(void)
         .cuStreamQuery = stream_query,
         .cuStreamWriteValue64 = write_value,
         .cuLaunchKernel = launch_kernel,
+        .cuLaunchKernelEx = launch_behind,
+        .cuMemAlloc = allocate,
+        .cuMemFree = free_memory,
         .cuCtxSetCurrent = set_current,
     };
 }
@@ -416,7 +477,10 @@ void driver_device_init(struct device *device)
     device->kernels.many = DRIVER_MANY;
     for (uintptr_t i = 0; i < CUDA_VECTORS_NR; i++) {
         device->kernels.signal[i] = (struct cuda_function *)(DRIVER_SIGNALS + i);
+        device->kernels.gated[i] = (struct cuda_function *)(DRIVER_GATEDS + i);
     }
+    device->kernels.gate = DRIVER_GATE;
+    device->kernels.tail = DRIVER_TAIL;
     snprintf(device->uuid, sizeof(device->uuid), "GPU-test");
     cuda_channels_init(&device->channels, device);
     assert_int_equal(cuda_fences_init(&device->fences, device, &err), MLACAT_OK);
@@ -434,6 +498,7 @@ void driver_device_fini(struct device *device)
         assert_int_equal(driver.allocations[i].opened, 0);
     }
     assert_int_equal(driver.pages, 0);
+    assert_int_equal(driver.allocated, 0);
     assert_int_equal(driver.streams, 0);
     assert_int_equal(driver.maps, 0);
     assert_int_equal(driver.imports, 0);

@@ -28,6 +28,9 @@ enum driver_call {
 #define DRIVER_WAKE UINT64_C(0x200000000000)                /* where nobody reads */
 #define DRIVER_MANY ((struct cuda_function *)(uintptr_t)77) /* the kernel for many calls */
 #define DRIVER_SIGNALS 78                                   /* the first of the kernels that tell their end */
+#define DRIVER_GATEDS 90                                    /* the first of those behind the gate */
+#define DRIVER_GATE ((struct cuda_function *)(uintptr_t)100)
+#define DRIVER_TAIL ((struct cuda_function *)(uintptr_t)101)
 
 /* An allocation of another process. Its handle's first bytes are its index. */
 struct driver_allocation {
@@ -41,8 +44,9 @@ struct driver {
     struct cuda_api api;
     uint64_t now_ns;
     uint32_t calls[DRIVER_CALLS_NR];
-    uint32_t total;   /* calls that can fail */
-    uint32_t fail_at; /* this one does; 0: none */
+    uint32_t total;     /* calls that can fail */
+    uint32_t fail_at;   /* this one does; 0: none */
+    uint32_t fail_more; /* and so many behind it */
     int fail_result;
     struct driver_allocation allocations[DRIVER_ALLOCATIONS];
     uint64_t last_close_ns;
@@ -58,6 +62,8 @@ struct driver {
     uint32_t many_launches;   /* of them, for more than one call */
     uint32_t signal_launches; /* of them, that tell their end */
     bool fence_first;         /* these write the second of their words first: they promise no order */
+    uint32_t gated_copies;    /* behind a gate, that the GPU has done */
+    uint32_t allocated;       /* pieces of the GPU's own memory */
     uint32_t lapses;          /* launches whose word had not come when the GPU did them */
     uint32_t wakes;           /* writes to DRIVER_WAKE, which are not among the things to do */
     uint32_t launch_grid;     /* sum */

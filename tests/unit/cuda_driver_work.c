@@ -36,6 +36,17 @@ void driver_enqueue(struct driver_thing thing)
     things[things_tail++ % THINGS] = thing;
 }
 
+static uint64_t *ticket_of(const struct driver_thing *thing)
+{
+    return (uint64_t *)(uintptr_t)thing->ticket.address;
+}
+
+static bool is_done(const struct driver_thing *thing)
+{
+    return !(thing->gated && thing->stream->lapsed) &&
+           (thing->ticket.address == 0 || *ticket_of(thing) == thing->ticket.number);
+}
+
 /* A word tells how far something is: it never goes back. */
 static void do_thing(struct driver_thing *thing)
 {
@@ -47,9 +58,16 @@ static void do_thing(struct driver_thing *thing)
             atomic_store((_Atomic uint64_t *)(uintptr_t)thing->gate.lapsed, thing->gate.lapsed_value);
         }
     }
-    if (thing->word && !(thing->gated && thing->stream->lapsed)) {
-        assert_true(atomic_load(thing->word) < thing->value);
-        atomic_store(thing->word, thing->value);
+    if (thing->ticket.address != 0 && thing->gate.address != 0) {
+        assert_true(*ticket_of(thing) < thing->ticket.number); /* never used before */
+        *ticket_of(thing) = thing->stream->lapsed ? 0 : thing->ticket.number;
+    }
+    if (is_done(thing)) {
+        driver.gated_copies += thing->copies;
+        if (thing->word) {
+            assert_true(atomic_load(thing->word) < thing->value);
+            atomic_store(thing->word, thing->value);
+        }
     }
     thing->stream = NULL;
 }

@@ -27,6 +27,9 @@ struct driver_thing {
     uint64_t value;
     struct concat_mla_gate gate; /* of a kernel */
     bool gated;                  /* a word of the kernel before it, which it writes unless it has lapsed */
+    /* Of the three of cuda_gated.h: the gate stamps it, the others are done if it is stamped. */
+    struct concat_mla_ticket ticket;
+    bool copies;
 };
 
 void driver_work_reset(void);

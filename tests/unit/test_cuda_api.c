@@ -37,8 +37,16 @@ SAME(offsetof(struct cuda_allocation_properties, handle_types), offsetof(CUmemAl
 SAME(offsetof(struct cuda_allocation_properties, location), offsetof(CUmemAllocationProp, location));
 SAME(offsetof(struct cuda_allocation_properties, win32_metadata), offsetof(CUmemAllocationProp, win32HandleMetaData));
 SAME(offsetof(struct cuda_allocation_properties, compression), offsetof(CUmemAllocationProp, allocFlags));
+SAME(sizeof(struct cuda_launch_attribute), sizeof(CUlaunchAttribute));
+SAME(offsetof(struct cuda_launch_attribute, value), offsetof(CUlaunchAttribute, value));
+SAME(sizeof(struct cuda_launch_config), sizeof(CUlaunchConfig));
+SAME(offsetof(struct cuda_launch_config, shared_bytes), offsetof(CUlaunchConfig, sharedMemBytes));
+SAME(offsetof(struct cuda_launch_config, stream), offsetof(CUlaunchConfig, hStream));
+SAME(offsetof(struct cuda_launch_config, attributes), offsetof(CUlaunchConfig, attrs));
+SAME(offsetof(struct cuda_launch_config, attributes_nr), offsetof(CUlaunchConfig, numAttrs));
 
 SAME(CUDA_RESULT_OK, CUDA_SUCCESS);
+SAME(CUDA_RESULT_NOT_FOUND, CUDA_ERROR_NOT_FOUND);
 SAME(CUDA_RESULT_ALREADY_MAPPED, CUDA_ERROR_ALREADY_MAPPED);
 SAME(CUDA_RESULT_NOT_READY, CUDA_ERROR_NOT_READY);
 #define CUDA_ERROR_ROW(number, name, status, fate, text) SAME(number, CUDA_ERROR_##name);
@@ -67,6 +75,7 @@ SAME(CUDA_LOCATION_DEVICE, CU_MEM_LOCATION_TYPE_DEVICE);
 SAME(CUDA_ALLOCATION_PINNED, CU_MEM_ALLOCATION_TYPE_PINNED);
 SAME(CUDA_ACCESS_READ_WRITE, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
 SAME(CUDA_GRANULARITY_MINIMUM, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+SAME(CUDA_LAUNCH_SERIALIZED_BY_PROGRAM, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
 #endif
 
 static void test_cuda_api_without_a_driver_says_so(void **state)

@@ -10,6 +10,8 @@
 
 #define ALL UINT32_MAX
 #define WAIT_NS 40000
+#define SMALL 4    /* rows of what one block copies */
+#define LARGE 2000 /* more than that, and one launch */
 
 static struct device_completion done[8];
 
@@ -63,14 +65,16 @@ static void assert_words(uint64_t done_word, uint64_t fence)
     assert_int_equal(*words.fence, fence);
 }
 
-/* One that runs ends when the fence says so, before the write behind it. */
-static void run_armed(uint64_t sequence)
+/* One that runs ends when the fence says so, before the write behind it. A large one has a kernel before that too. */
+static void run_armed(uint64_t rows, uint64_t sequence)
 {
-    struct device_call call = call_of(4, sequence);
+    struct device_call call = call_of(rows, sequence);
     assert_int_equal(arm(&call), DEVICE_OK);
     assert_int_equal(poll(), 0);
     set_ready(sequence);
-    driver_work(2);
+    driver_work(rows == LARGE ? 2 : 1);
+    assert_words(sequence - 1, sequence - 1);
+    driver_work(1);
     assert_words(sequence, sequence - 1);
     assert_int_equal(poll(), 0);
     driver_work(1);
@@ -83,12 +87,12 @@ static void run_armed(uint64_t sequence)
 static void test_cuda_arm_runs_when_the_word_is_there(void **state)
 {
     (void)state;
-    run_armed(1);
+    run_armed(SMALL, 1);
     driver_work(ALL);
     assert_int_equal(driver.launches, 1);
     assert_int_equal(driver.calls[DRIVER_cuStreamWriteValue64], 1); /* to wake who waits for `done` */
     assert_int_equal(poll(), 0);
-    run_armed(2);
+    run_armed(SMALL, 2);
     struct device_call call = call_of(4, 3);
     assert_int_equal(arm(&call), DEVICE_OK);
     set_ready(3);
@@ -137,7 +141,7 @@ static void test_cuda_arm_that_ran_holds_up_no_long_call(void **state)
 {
     (void)state;
     for (uint64_t sequence = 1; sequence <= 4; sequence++) {
-        run_armed(sequence);
+        run_armed(sequence % 2 ? SMALL : LARGE, sequence);
         driver_work(ALL);
     }
     struct device_call small = scene_call(4, 5); /* has the lane, so that the long one begins on another */
@@ -166,9 +170,12 @@ static void assert_refused(const struct device_call *call)
 static void test_cuda_arm_refuses_what_is_no_quicker(void **state)
 {
     (void)state;
-    struct device_call large = call_of(1 << 20, 1);
+    struct device_call huge = call_of(1 << 20, 1);
+    struct device_call large = call_of(LARGE, 1);
     struct device_call empty = call_of(4, 1);
     struct device_call small = call_of(4, 1);
+    assert_refused(&huge); /* more than one launch */
+    device.kernels.gate = NULL;
     assert_refused(&large); /* it would wait on all of the GPU */
     empty.plan.copy[OP_OUT] = false;
     assert_refused(&empty);
@@ -181,7 +188,7 @@ static void test_cuda_arm_refuses_what_is_no_quicker(void **state)
     driver_work(ALL);
     assert_refused(&behind); /* not seen yet */
     assert_int_equal(poll(), 1);
-    run_armed(2);
+    run_armed(SMALL, 2);
 }
 
 static void test_cuda_arm_failed_launch_is_left_to_submit(void **state)
@@ -213,6 +220,161 @@ static void test_cuda_arm_lost_write_loses_the_stream(void **state)
     driver_work(ALL);
 }
 
+/* ------------------------------------------------------------------------------------------------------ large calls */
+
+static void test_cuda_arm_large_goes_behind_a_gate(void **state)
+{
+    (void)state;
+    run_armed(LARGE, 1);
+    assert_int_equal(driver.launches, 1);
+    assert_int_equal(driver.calls[DRIVER_cuLaunchKernelEx], 2);
+    assert_int_equal(driver.calls[DRIVER_cuStreamWriteValue64], 1); /* to wake who waits for `done` */
+    assert_int_equal(driver.gated_copies, 1);
+    driver_work(ALL);
+    run_armed(SMALL, 2);
+    driver_work(ALL);
+    run_armed(LARGE, 3);
+    assert_int_equal(driver.gated_copies, 2);
+}
+
+/* The gate tells of it; then the word comes, but the copy behind it has not heard of that. */
+static void test_cuda_arm_large_lapses_without_a_trace(void **state)
+{
+    (void)state;
+    for (uint64_t sequence = 1; sequence <= 3; sequence++) {
+        struct device_call call = call_of(LARGE, sequence);
+        assert_int_equal(arm(&call), DEVICE_OK);
+        assert_int_equal(poll(), 0);
+        driver_work(1);
+        assert_int_equal(driver.lapses, sequence);
+        set_ready(sequence);
+        assert_int_equal(poll(), 1);
+        assert_true(done[0].lapsed);
+        assert_int_equal(atomic_load(&memory->segment->pins), 0);
+        driver_work(ALL);
+        assert_int_equal(driver.gated_copies, 0);
+        assert_words(sequence - 1, sequence - 1);
+        assert_int_equal(submit(&call), DEVICE_OK);
+        driver_work(ALL);
+        assert_int_equal(poll(), 1);
+        assert_false(done[0].lapsed);
+        assert_words(sequence, sequence);
+    }
+    run_armed(LARGE, 4);
+}
+
+/* Armed anew before the GPU is over what is left of the one that has lapsed. */
+static void test_cuda_arm_large_again_behind_one_that_lapsed(void **state)
+{
+    (void)state;
+    struct device_call call = call_of(LARGE, 1);
+    assert_int_equal(arm(&call), DEVICE_OK);
+    driver_work(1);
+    assert_int_equal(poll(), 1);
+    assert_true(done[0].lapsed);
+    assert_int_equal(arm(&call), DEVICE_OK);
+    set_ready(1);
+    driver_work(2); /* the copy that is in vain, and the other gate */
+    assert_int_equal(driver.gated_copies, 0);
+    assert_int_equal(poll(), 0);
+    driver_work(ALL);
+    assert_int_equal(driver.gated_copies, 1);
+    assert_int_equal(poll(), 1);
+    assert_false(done[0].lapsed);
+    assert_words(1, 1);
+}
+
+/* The launch after so many fails. Whatever is there has ended before the call has, which is as if it had lapsed. */
+static void break_launch(uint64_t sequence, uint32_t launched, bool ready)
+{
+    struct device_call call = call_of(LARGE, sequence);
+    driver.total = 0;
+    driver.fail_at = launched + 1;
+    driver.fail_result = 701;
+    assert_int_equal(arm(&call), DEVICE_OK);
+    driver.fail_at = 0;
+    if (ready) {
+        set_ready(sequence);
+    }
+    for (uint32_t i = 0; i < launched; i++) {
+        assert_int_equal(driver_work(1), 1);
+        assert_int_equal(poll(), 0);
+    }
+    assert_int_equal(driver_work(ALL), 1);
+    assert_words(sequence - 1, sequence - 1);
+    assert_int_equal(poll(), 1);
+    assert_true(done[0].lapsed);
+    assert_int_equal(atomic_load(&memory->segment->pins), 0);
+    assert_int_equal(submit(&call), DEVICE_OK);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+    assert_false(done[0].lapsed);
+    assert_words(sequence, sequence);
+}
+
+static void test_cuda_arm_large_that_is_there_in_part_lapses(void **state)
+{
+    (void)state;
+    break_launch(1, 1, false);
+    break_launch(2, 1, true);
+    break_launch(3, 2, false);
+    assert_int_equal(driver.gated_copies, 0);
+    break_launch(4, 2, true);
+    assert_int_equal(driver.gated_copies, 1);
+    run_armed(LARGE, 5);
+    driver_work(ALL);
+    run_armed(SMALL, 6);
+}
+
+static void test_cuda_arm_large_without_a_gate_is_left_to_submit(void **state)
+{
+    (void)state;
+    struct device_call call = call_of(LARGE, 1);
+    driver.total = 0;
+    driver.fail_at = 1;
+    driver.fail_result = 701;
+    assert_int_equal(arm(&call), DEVICE_AGAIN);
+    assert_int_equal(atomic_load(&memory->segment->pins), 0);
+    assert_int_equal(driver_work(ALL), 0);
+    driver.fail_at = 0;
+    run_armed(LARGE, 1);
+}
+
+/* The calls from `fail_at` on, `nr` of them, fail so that nobody will ever know when the rest has ended. */
+static void lose(uint32_t fail_at, uint32_t nr, int result)
+{
+    struct device_call call = call_of(LARGE, 1);
+    driver.total = 0;
+    driver.fail_at = fail_at;
+    driver.fail_more = nr - 1;
+    driver.fail_result = result;
+    assert_int_equal(arm(&call), DEVICE_OK);
+    driver.fail_at = 0;
+    set_ready(1);
+    driver_work(ALL);
+    assert_int_equal(*words.done, 0);
+    assert_int_equal(poll(), -1);
+    assert_int_equal(err.scope, MLACAT_SCOPE_DEVICE);
+}
+
+static void test_cuda_arm_large_lost_between_launches(void **state)
+{
+    (void)state;
+    lose(2, 1, 719);
+}
+
+static void test_cuda_arm_large_lost_before_the_tail(void **state)
+{
+    (void)state;
+    lose(3, 1, 719);
+}
+
+static void test_cuda_arm_large_in_part_and_no_write_behind_it(void **state)
+{
+    (void)state;
+    lose(3, 2, 701);
+}
+
 #define ARM_TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -225,6 +387,14 @@ int main(void)
         ARM_TEST(test_cuda_arm_refuses_what_is_no_quicker),
         ARM_TEST(test_cuda_arm_failed_launch_is_left_to_submit),
         ARM_TEST(test_cuda_arm_lost_write_loses_the_stream),
+        ARM_TEST(test_cuda_arm_large_goes_behind_a_gate),
+        ARM_TEST(test_cuda_arm_large_lapses_without_a_trace),
+        ARM_TEST(test_cuda_arm_large_again_behind_one_that_lapsed),
+        ARM_TEST(test_cuda_arm_large_that_is_there_in_part_lapses),
+        ARM_TEST(test_cuda_arm_large_without_a_gate_is_left_to_submit),
+        ARM_TEST(test_cuda_arm_large_lost_between_launches),
+        ARM_TEST(test_cuda_arm_large_lost_before_the_tail),
+        ARM_TEST(test_cuda_arm_large_in_part_and_no_write_behind_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

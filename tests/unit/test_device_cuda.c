@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "cuda_jit.h"
+#include "cuda_kernels.h"
 #include "device.h"
 #include "fake_cuda.h"
 
@@ -149,6 +150,8 @@ static void test_device_cuda_loads_and_launches_all_before_it_is_open(void **sta
     assert_int_equal(open_device(""), DEVICE_OK);
     uint64_t launches = fake_cuda_calls("cuLaunchKernel");
     assert_int_equal(fake_cuda_calls("cuModuleLoadDataEx"), 1);
+    /* The gate and the tail with the kernel for each vector. */
+    launches += fake_cuda_calls("cuLaunchKernelEx") - 2 * (CUDA_VECTORS_NR - 1);
     assert_int_equal(launches, fake_cuda_calls("cuModuleGetFunction"));
     assert_int_equal(fake_cuda_calls("cuStreamSynchronize"), 1);
     fake_cuda_ready();
@@ -157,6 +160,18 @@ static void test_device_cuda_loads_and_launches_all_before_it_is_open(void **sta
     device_cuda_ops.stream_close(stream);
     assert_int_equal(fake_cuda_calls("cuMemHostUnregister"), 0);
     device_cuda_ops.close(device);
+}
+
+/* It has none of the kernels around a gate, and that is all. */
+static void test_device_cuda_older_gpu_is_a_device(void **state)
+{
+    (void)state;
+    fake_cuda_behave("daemon;attribute=75:8");
+    assert_int_equal(open_device(""), DEVICE_OK);
+    assert_int_equal(fake_cuda_calls("cuLaunchKernel"), fake_cuda_calls("cuModuleGetFunction") - 1);
+    assert_int_equal(fake_cuda_calls("cuLaunchKernelEx"), 0);
+    device_cuda_ops.close(device);
+    assert_nothing_left();
 }
 
 int main(int argc, char *argv[])
@@ -169,6 +184,7 @@ int main(int argc, char *argv[])
         cmocka_unit_test(test_device_cuda_opens_by_uuid),
         cmocka_unit_test(test_device_cuda_needs_its_abilities),
         cmocka_unit_test(test_device_cuda_loads_and_launches_all_before_it_is_open),
+        cmocka_unit_test(test_device_cuda_older_gpu_is_a_device),
         cmocka_unit_test(test_device_cuda_each_call_failing_in_turn),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -27,6 +27,7 @@ static struct cuda_module *module;
 static struct cuda_function *function;
 static struct cuda_function *many_function;
 static struct cuda_function *signal_function;
+static struct cuda_function *gated_functions[3]; /* gate, copy, tail */
 static struct cuda_stream *stream;
 static cuda_address memory[3];
 static void *page;
@@ -80,6 +81,39 @@ static int launch_signal(unsigned grid, unsigned threads, unsigned units, cuda_a
     return fake_cuLaunchKernel(signal_function, grid, 1, 1, threads, 1, 1, 0, stream, parameters, NULL);
 }
 
+static int launch_behind(struct cuda_function *behind, unsigned threads, void **parameters)
+{
+    const struct cuda_launch_attribute attribute = {.id = CUDA_LAUNCH_SERIALIZED_BY_PROGRAM,
+                                                    .value = {.serialized_by_program = 1}};
+    const struct cuda_launch_config config = {.grid_x = 1,
+                                              .grid_y = 1,
+                                              .grid_z = 1,
+                                              .block_x = threads,
+                                              .block_y = 1,
+                                              .block_z = 1,
+                                              .stream = stream,
+                                              .attributes = &attribute,
+                                              .attributes_nr = 1};
+    return fake_cuLaunchKernelEx(&config, behind, parameters, NULL);
+}
+
+/* All three, for one vector; the word is where the tail tells the end. */
+static int launch_gated(unsigned threads, uint64_t wait_ns, uint64_t copy_number, uint64_t tail_number)
+{
+    struct concat_mla_args args = {
+        .out = (void *)(uintptr_t)memory[0], .a = (void *)(uintptr_t)memory[1], .dim0 = 1, .dim1 = 1, .a_bytes = 16};
+    struct concat_mla_range range = {.units = 1, .row_multiplier = 1u << 31, .row_shift = 31};
+    struct concat_mla_gate gate = {.address = wait_ns ? memory[2] : 0, .wait_ns = wait_ns};
+    struct concat_mla_end end = {.address = {memory[2] + 8}, .value = {1}};
+    struct concat_mla_ticket ticket = {.address = memory[2] + 16, .number = 5};
+    int result =
+        fake_cuLaunchKernel(gated_functions[0], 1, 1, 1, threads, 1, 1, 0, stream, (void *[]){&gate, &ticket}, NULL);
+    ticket.number = copy_number;
+    result |= launch_behind(gated_functions[1], 128, (void *[]){&args, &range, &ticket});
+    ticket.number = tail_number;
+    return result | launch_behind(gated_functions[2], threads, (void *[]){&end, &ticket});
+}
+
 /* A daemon at READY, with everything that it needs. */
 static void start_daemon(const char *words)
 {
@@ -91,6 +125,9 @@ static void start_daemon(const char *words)
     must(fake_cuModuleGetFunction(&function, module, "concat_mla_16"));
     must(fake_cuModuleGetFunction(&many_function, module, "concat_mla_many"));
     must(fake_cuModuleGetFunction(&signal_function, module, "concat_mla_16_signal"));
+    must(fake_cuModuleGetFunction(&gated_functions[0], module, "concat_mla_gate"));
+    must(fake_cuModuleGetFunction(&gated_functions[1], module, "concat_mla_16_gated"));
+    must(fake_cuModuleGetFunction(&gated_functions[2], module, "concat_mla_tail"));
     must(fake_cuStreamCreate(&stream, CUDA_STREAM_NON_BLOCKING));
     for (int i = 0; i < 3; i++) {
         must(fake_cuMemAlloc(&memory[i], 4096));
@@ -100,6 +137,7 @@ static void start_daemon(const char *words)
     must(launch(1, 0));
     must(launch_many(1, 2, 1));
     must(launch_signal(1, 32, 0, 0, 0));
+    must(launch_gated(CONCAT_MLA_GATE_THREADS, 0, 9, 9));
     must(fake_cuStreamSynchronize(stream));
     fake_cuda_ready();
 }
@@ -343,6 +381,51 @@ static void launch_signal_with_a_host_address(void)
     must(launch_signal(1, 128, 1, 0, 0) == 700 ? OK : CUDA_RESULT_NOT_READY);
 }
 
+static void launch_gate_that_waits_for_long(void)
+{
+    launch_gated(CONCAT_MLA_GATE_THREADS, 2000000, 5, 5);
+}
+
+static void launch_gate_of_more_than_a_warp(void)
+{
+    launch_gated(64, 0, 5, 5);
+}
+
+/* The copy and the tail happen only with the number that the gate has stamped. */
+static void launch_gated_with_numbers(void)
+{
+    unsigned char *bytes[3];
+    for (int i = 0; i < 3; i++) {
+        bytes[i] = (unsigned char *)(uintptr_t)memory[i];
+    }
+    bytes[1][0] = 7;
+    must(launch_gated(CONCAT_MLA_GATE_THREADS, 0, 4, 4));
+    must(bytes[0][0] == 0 && bytes[2][8] == 0 ? OK : 1);
+    must(launch_gated(CONCAT_MLA_GATE_THREADS, 0, 5, 4));
+    must(bytes[0][0] == 7 && bytes[2][8] == 0 ? OK : 1);
+    must(launch_gated(CONCAT_MLA_GATE_THREADS, 0, 5, 5));
+    must(bytes[2][8] == 1 ? OK : 1);
+}
+
+static void launch_gated_in_its_turn(void)
+{
+    fake_cuLaunchKernel(gated_functions[1], 1, 1, 1, 128, 1, 1, 0, stream, (void *[]){NULL}, NULL);
+}
+
+static void launch_plain_before_its_turn(void)
+{
+    launch_behind(function, 128, (void *[]){NULL});
+}
+
+/* A program for an older GPU has none of these kernels. */
+static void find_gate_of_an_older_gpu(void)
+{
+    fake_cuda_behave("");
+    must(fake_cuModuleLoadDataEx(&module, "--gpu-architecture=sm_80", 0, NULL, NULL));
+    must(fake_cuModuleGetFunction(&function, module, "concat_mla_16"));
+    must(fake_cuModuleGetFunction(&function, module, "concat_mla_gate") == CUDA_RESULT_NOT_FOUND ? OK : 1);
+}
+
 /* Each of them, with 160 MB, would be short enough. */
 static void launch_many_for_too_long(void)
 {
@@ -364,6 +447,17 @@ static void test_fake_cuda_rules_of_launches(void **state)
     expect(launch_signal_with_too_few_threads, "a launch of 2 blocks of 128 threads does not cover 513 units");
     expect(launch_signal_that_waits_for_long, "to wait 2000000 ns for a word");
     expect(launch_signal_with_a_host_address, NULL);
+}
+
+static void test_fake_cuda_rules_of_launches_behind_a_gate(void **state)
+{
+    (void)state;
+    expect(launch_gate_that_waits_for_long, "to wait 2000000 ns for a word");
+    expect(launch_gate_of_more_than_a_warp, "a gate or a tail was launched with 1 blocks of 64 threads");
+    expect(launch_gated_with_numbers, NULL);
+    expect(launch_gated_in_its_turn, "begin when that has ended");
+    expect(launch_plain_before_its_turn, "does not wait for that itself");
+    expect(find_gate_of_an_older_gpu, NULL);
 }
 
 /* ---- no daemon, and no sense ---- */
@@ -450,6 +544,7 @@ int main(void)
         cmocka_unit_test(test_fake_cuda_rules_after_ready),
         cmocka_unit_test(test_fake_cuda_rules_of_closing),
         cmocka_unit_test(test_fake_cuda_rules_of_launches),
+        cmocka_unit_test(test_fake_cuda_rules_of_launches_behind_a_gate),
         cmocka_unit_test(test_fake_cuda_rules_are_for_daemons_only),
         cmocka_unit_test(test_fake_cuda_refuses_words_that_mean_nothing),
         cmocka_unit_test(test_fake_cuda_close_waits_for_kernels),

@@ -26,6 +26,7 @@
  *       is the first import of memory, or fake_cuda_ready
  *     - while it has streams it closes, frees and unregisters memory on one thread, and 10 ms apart unless there was no
  *       kernel for a while
+ *     - a kernel waits for a word for 1 ms at most; only what waits for the launch before it begins before its turn
  *     - a launch covers what it should, its operands are aligned, and it reads and writes for about 1 ms at most
  *
  * Owns:     its own state, one for a process.

@@ -313,6 +313,20 @@ static bool is_image(const char *image)
            strncmp(image, "--gpu", 5) == 0;
 }
 
+/* What PTX, or what the fake NVRTC makes, says that it is for; else what the device is. Only PTX ends with a NUL. */
+static int arch_of(const char *image)
+{
+    static const char option[] = "--gpu-architecture=sm_";
+    const char *name = NULL;
+    if (strncmp(image, option, strlen(option)) == 0) {
+        name = image + strlen(option) - 3;
+    } else if (strncmp(image, "//", 2) == 0 || strncmp(image, ".version", 8) == 0) {
+        name = strstr(image, "sm_");
+    }
+    return name ? (int)strtol(name + 3, NULL, 10)
+                : attribute_of(CUDA_DEVICE_COMPUTE_MAJOR) * 10 + attribute_of(CUDA_DEVICE_COMPUTE_MINOR);
+}
+
 int fake_cuModuleLoadDataEx(struct cuda_module **module, const void *image, unsigned int options_nr, int *options,
                             void **values)
 {
@@ -331,6 +345,7 @@ int fake_cuModuleLoadDataEx(struct cuda_module **module, const void *image, unsi
     if (!*module) {
         return fake_leave(CUDA_RESULT_OUT_OF_MEMORY);
     }
+    (*module)->arch = arch_of(image);
     fake.modules_nr++;
     return fake_leave(CUDA_RESULT_OK);
 }
@@ -355,26 +370,44 @@ int fake_cuModuleUnload(struct cuda_module *module)
     return fake_leave(CUDA_RESULT_OK);
 }
 
-/* concat_mla_V, concat_mla_V_signal, concat_mla_many or mlacat_spin */
+/* Is it in a program for the architecture? The gate and what goes behind it need 9.0. */
+static bool has_kernel(const struct cuda_module *module, const struct cuda_function *function)
+{
+    bool newer = function->kind == KERNEL_GATE || function->kind == KERNEL_GATED || function->kind == KERNEL_TAIL;
+    return !newer || module->arch >= 90;
+}
+
+/* The names of concat_mla.cu, and mlacat_spin. */
 static bool parse_name(const char *name, struct cuda_function *function)
 {
+    static const struct {
+        const char *name;
+        enum fake_kernel kind;
+    } whole[] = {{"mlacat_spin", KERNEL_SPIN},
+                 {"concat_mla_many", KERNEL_MANY},
+                 {"concat_mla_gate", KERNEL_GATE},
+                 {"concat_mla_tail", KERNEL_TAIL}},
+      suffix[] = {{"", KERNEL_PLAIN}, {"_signal", KERNEL_SIGNAL}, {"_gated", KERNEL_GATED}};
     static const char prefix[] = "concat_mla_";
     char *end;
-    function->spins = strcmp(name, "mlacat_spin") == 0;
-    if (function->spins) {
-        return true;
+    for (size_t i = 0; i < sizeof(whole) / sizeof(whole[0]); i++) {
+        if (strcmp(name, whole[i].name) == 0) {
+            function->kind = whole[i].kind;
+            return true;
+        }
     }
     if (strncmp(name, prefix, sizeof(prefix) - 1) != 0) {
         return false;
     }
-    name += sizeof(prefix) - 1;
-    if (strcmp(name, "many") == 0) {
-        return true;
-    }
-    unsigned long vector = strtoul(name, &end, 10);
+    unsigned long vector = strtoul(name + sizeof(prefix) - 1, &end, 10);
     function->vector_bytes = (unsigned)vector;
-    function->signals = strcmp(end, "_signal") == 0;
-    return (*end == '\0' || function->signals) && vector >= 1 && vector <= 16 && (vector & (vector - 1)) == 0;
+    for (size_t i = 0; i < sizeof(suffix) / sizeof(suffix[0]); i++) {
+        if (strcmp(end, suffix[i].name) == 0) {
+            function->kind = suffix[i].kind;
+            return vector >= 1 && vector <= 16 && (vector & (vector - 1)) == 0;
+        }
+    }
+    return false;
 }
 
 int fake_cuModuleGetFunction(struct cuda_function **function, struct cuda_module *module, const char *name)
@@ -384,7 +417,8 @@ int fake_cuModuleGetFunction(struct cuda_function **function, struct cuda_module
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    struct cuda_function *made = parse_name(name, &parsed) ? malloc(sizeof(*made)) : NULL;
+    struct cuda_function *made =
+        parse_name(name, &parsed) && has_kernel(module, &parsed) ? malloc(sizeof(*made)) : NULL;
     if (!made) {
         return fake_leave(RESULT_NOT_FOUND);
     }

@@ -120,8 +120,9 @@ struct fake_op {
     struct cuda_function *function;
     uint64_t spin_ns;
     struct concat_mla_many_args many; /* the first one is all that a kernel for one call has */
-    struct concat_mla_signal signal;  /* zeroed unless it is concat_mla_V_signal */
-    uint64_t gate_ns;                 /* when it began to wait for that; 0: not yet */
+    struct concat_mla_signal signal;  /* what of it a kernel has; else zeroed */
+    struct concat_mla_ticket ticket;  /* of the gate and of what is behind it */
+    uint64_t gate_ns;                 /* when it began to wait for the signal's gate; 0: not yet */
     bool lapsed;                      /* it has waited for long enough */
     unsigned grid;
     unsigned block;
@@ -147,16 +148,26 @@ struct cuda_stream {
     bool destroyed;
 };
 
+enum fake_kernel {
+    KERNEL_PLAIN, /* concat_mla_V */
+    KERNEL_SIGNAL,
+    KERNEL_GATED,
+    KERNEL_MANY, /* concat_mla_many, and so on */
+    KERNEL_GATE,
+    KERNEL_TAIL,
+    KERNEL_SPIN /* mlacat_spin: a client's kernel that does nothing, for as many ns as it is told */
+};
+
 struct cuda_function {
     struct cuda_function *next;
-    unsigned vector_bytes; /* 0: concat_mla_many */
-    bool signals;          /* concat_mla_V_signal */
-    bool spins;            /* mlacat_spin: a client's kernel that does nothing, for as many ns as it is told */
+    enum fake_kernel kind;
+    unsigned vector_bytes; /* 0: it is not for one vector */
     bool launched;
 };
 
 struct cuda_module {
     struct cuda_function *functions;
+    int arch; /* 90: sm_90 */
 };
 
 struct fake_state {

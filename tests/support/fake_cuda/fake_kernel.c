@@ -37,6 +37,28 @@ static uint64_t units_of_block(unsigned vector, uint64_t threads)
     return is_flat(vector) ? threads * vectors_of(vector) : threads / WARP_THREADS;
 }
 
+/* The only wait of a daemon's that the device may have. */
+static void check_gate(const struct concat_mla_gate *gate)
+{
+    if (gate->address != 0 && gate->wait_ns > GATE_MOST_NS) {
+        fake_break("a kernel was launched to wait %llu ns for a word", gate->wait_ns);
+    }
+}
+
+/* The kernels before and behind the gated ones. */
+static void take_gate(struct fake_op *op, void **parameters)
+{
+    bool first = op->function->kind == KERNEL_GATE;
+    void *words = first ? (void *)&op->signal.gate : &op->signal.end;
+    memcpy(words, parameters[0], first ? sizeof(op->signal.gate) : sizeof(op->signal.end));
+    memcpy(&op->ticket, parameters[1], sizeof(op->ticket));
+    check_gate(&op->signal.gate);
+    if (op->grid != 1 || op->block != CONCAT_MLA_GATE_THREADS || op->ticket.number == 0) {
+        fake_break("a gate or a tail was launched with %u blocks of %u threads, and the number %llu", op->grid,
+                   op->block, op->ticket.number);
+    }
+}
+
 /* Each stretch of the only block of concat_mla_V_signal is a block of concat_mla_many, as which the launch goes on. */
 static void take_signal(struct fake_op *op, const struct concat_mla_signal *signal)
 {
@@ -46,22 +68,23 @@ static void take_signal(struct fake_op *op, const struct concat_mla_signal *sign
         fake_break("concat_mla_%u_signal was launched with %u blocks of %u threads", op->function->vector_bytes,
                    op->grid, op->block);
     }
-    if (signal->gate.address != 0 && signal->gate.wait_ns > GATE_MOST_NS) {
-        fake_break("concat_mla_%u_signal was launched to wait %llu ns for a word", op->function->vector_bytes,
-                   signal->gate.wait_ns);
-    }
+    check_gate(&signal->gate);
     op->grid = op->block / CONCAT_MLA_MANY_THREADS;
     op->block = CONCAT_MLA_MANY_THREADS;
 }
 
 void fake_take_parameters(struct fake_op *op, void **parameters)
 {
-    if (op->function->spins) {
+    if (op->function->kind == KERNEL_SPIN) {
         memcpy(&op->spin_ns, parameters[0], sizeof(op->spin_ns));
         return;
     }
-    if (op->function->vector_bytes == 0) {
+    if (op->function->kind == KERNEL_MANY) {
         memcpy(&op->many, parameters[0], sizeof(op->many));
+        return;
+    }
+    if (op->function->vector_bytes == 0) {
+        take_gate(op, parameters);
         return;
     }
     memcpy(&op->many.args[0], parameters[0], sizeof(op->many.args[0]));
@@ -71,8 +94,10 @@ void fake_take_parameters(struct fake_op *op, void **parameters)
     for (unsigned call = 1; call < CONCAT_MLA_MANY_CALLS; call++) {
         op->many.first_block[call] = UINT_MAX;
     }
-    if (op->function->signals) {
+    if (op->function->kind == KERNEL_SIGNAL) {
         take_signal(op, parameters[2]);
+    } else if (op->function->kind == KERNEL_GATED) {
+        memcpy(&op->ticket, parameters[2], sizeof(op->ticket));
     }
 }
 
@@ -112,10 +137,10 @@ static uint64_t check_call(const struct fake_op *op, unsigned call, uint64_t thr
 void fake_check_launch(const struct fake_op *op)
 {
     unsigned vector = op->function->vector_bytes;
-    bool divided = vector == 0 || op->function->signals;
+    bool divided = vector == 0 || op->function->kind == KERNEL_SIGNAL;
     uint64_t threads = divided ? CONCAT_MLA_MANY_THREADS : is_flat(vector) ? FLAT_THREADS : WINDOW_THREADS;
     uint64_t bytes = 0;
-    if (op->function->spins) {
+    if (vector == 0 && op->function->kind != KERNEL_MANY) {
         return;
     }
     if (op->block > threads) {
@@ -180,12 +205,29 @@ static int write_end(const struct concat_mla_end *end)
     return CUDA_RESULT_OK;
 }
 
+/* The gate stamps the ticket; the others run only if it is stamped. A result as that of a kernel. */
+static int look_at_ticket(const struct fake_op *op, bool *runs)
+{
+    uint64_t *word = op->ticket.address ? fake_reach(op->ticket.address, sizeof(*word)) : NULL;
+    *runs = !op->lapsed && op->function->kind != KERNEL_SPIN;
+    if (op->ticket.address && !word) {
+        return RESULT_ILLEGAL_ADDRESS;
+    }
+    if (op->function->kind == KERNEL_GATE) {
+        __atomic_store_n(word, op->lapsed ? 0 : op->ticket.number, __ATOMIC_RELEASE);
+    } else if (word) {
+        *runs = __atomic_load_n(word, __ATOMIC_ACQUIRE) == op->ticket.number;
+    }
+    return CUDA_RESULT_OK;
+}
+
 /* The calls of a launch run in any order: here the last one first, so that who counts on another order sees it. */
 int fake_run_kernel(const struct fake_op *op)
 {
-    int result = CUDA_RESULT_OK;
-    if (op->function->spins || op->lapsed) {
-        return CUDA_RESULT_OK;
+    bool runs;
+    int result = look_at_ticket(op, &runs);
+    if (result != CUDA_RESULT_OK || !runs) {
+        return result;
     }
     for (unsigned call = CONCAT_MLA_MANY_CALLS; call-- > 0;) {
         const struct concat_mla_args *args = &op->many.args[call];

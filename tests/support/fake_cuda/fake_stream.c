@@ -369,6 +369,23 @@ int fake_cuCtxSynchronize(void)
 
 /* ---- operations ---- */
 
+/* The rest of both launches. */
+static int launch(struct cuda_stream *stream, struct cuda_function *function, unsigned grid, unsigned block,
+                  void **parameters)
+{
+    if (fake.behaviour.daemon && fake.ready && !function->launched) {
+        fake_break("the first launch of a kernel after READY: it loads the kernel, and waits for all that runs");
+    }
+    while (fake.closing > 0) {
+        pthread_cond_wait(&fake.moved, &fake.lock);
+    }
+    struct fake_op op = {.kind = OP_KERNEL, .function = function, .grid = grid, .block = block};
+    fake_take_parameters(&op, parameters);
+    function->launched = true;
+    fake_check_launch(&op);
+    return add(stream, &op);
+}
+
 int fake_cuLaunchKernel(struct cuda_function *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                         unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
                         struct cuda_stream *stream, void **parameters, void **extra)
@@ -381,18 +398,31 @@ int fake_cuLaunchKernel(struct cuda_function *function, unsigned int grid_x, uns
         block_z != 1 || shared_bytes != 0 || !parameters || extra) {
         return fake_leave(CUDA_RESULT_INVALID_VALUE);
     }
-    if (fake.behaviour.daemon && fake.ready && !function->launched) {
-        fake_break("the first launch of a kernel after READY: it loads the kernel, and waits for all that runs");
+    if (function->kind == KERNEL_GATED || function->kind == KERNEL_TAIL) {
+        fake_break("what goes behind a gate was launched to begin when that has ended, and not before");
     }
-    while (fake.closing > 0) {
-        pthread_cond_wait(&fake.moved, &fake.lock);
+    return fake_leave(launch(stream, function, grid_x, block_x, parameters));
+}
+
+/* One that may begin before the one ahead of it has ended, if it waits for that itself; so here it begins then. */
+int fake_cuLaunchKernelEx(const struct cuda_launch_config *config, struct cuda_function *function, void **parameters,
+                          void **extra)
+{
+    int result = fake_enter_context(CALL_cuLaunchKernelEx);
+    if (result != CUDA_RESULT_OK) {
+        return result;
     }
-    struct fake_op op = {.kind = OP_KERNEL, .function = function, .grid = grid_x, .block = block_x};
-    fake_take_parameters(&op, parameters);
-    function->launched = true;
-    fake_check_launch(&op);
-    result = add(stream, &op);
-    return fake_leave(result);
+    if (!is_stream(config->stream) || config->grid_x == 0 || config->grid_y != 1 || config->grid_z != 1 ||
+        config->block_x == 0 || config->block_y != 1 || config->block_z != 1 || config->shared_bytes != 0 ||
+        config->attributes_nr != 1 || config->attributes->id != CUDA_LAUNCH_SERIALIZED_BY_PROGRAM || !parameters ||
+        extra) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    if (config->attributes->value.serialized_by_program && function->kind != KERNEL_GATED &&
+        function->kind != KERNEL_TAIL) {
+        fake_break("a kernel was launched to begin before its turn, and does not wait for that itself");
+    }
+    return fake_leave(launch(config->stream, function, config->grid_x, config->block_x, parameters));
 }
 
 int fake_cuStreamWriteValue64(struct cuda_stream *stream, cuda_address address, uint64_t value, unsigned int flags)
