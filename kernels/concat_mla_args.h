@@ -71,7 +71,7 @@ struct concat_mla_end {
 };
 
 /*
- * What a launch waits for before it reads anything: that the word, in host memory that others write, has reached
+ * What a launch waits for before it reads anything: that the word, in memory that others write, has reached
  * `value` (as a signed difference: it may wrap). After `wait_ns` nanoseconds it lapses: all that it does is to write
  * `lapsed_value` into the word `lapsed`.
  */

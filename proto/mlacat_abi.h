@@ -58,16 +58,26 @@ struct mlacat_ring_submission {
     uint64_t width_first;
     uint64_t width_second;
     int64_t stride[MLACAT_ABI_OPERANDS][2]; /* elements, of dimensions 0 and 1; the last one's is 1 */
-    uint64_t reserved[4];                   /* zero */
+    struct mlacat_ring_buffer ready_buffer; /* with MLACAT_RING_SUBMIT_READY_BUFFER, else not looked at: of the */
+    uint64_t ready_offset_bytes;            /* stream's device; and where in it the word is, of 8 bytes */
+    uint64_t reserved[2];                   /* zero */
 };
 
-/* A flag that is not here, another one beside MLACAT_RING_SUBMIT_CANCEL, or a reserved word that is not zero ends the
- * connection. */
+/* A flag that is not here, another one beside MLACAT_RING_SUBMIT_CANCEL, MLACAT_RING_SUBMIT_READY_BUFFER without
+ * MLACAT_RING_SUBMIT_READY, or a reserved word that is not zero ends the connection. */
 
 /* Launch when the stream's `ready` word has reached `ready` (as a signed difference: it may wrap). No
  * doorbell tells of the word. All behind the call on its stream waits with it. One whose value never comes can be
  * cancelled, ends at its deadline, or with the connection. */
 #define MLACAT_RING_SUBMIT_READY (1u << 0)
+/* The client writes the same value into a word of a buffer too, before it writes it into `ready`: a GPU that waits for
+ * the call by itself may look there instead, which takes it half the time if the buffer is in its own memory. It may
+ * launch when either word says so; where only this one does not, the call comes later. The word keeps to the rules of
+ * `ready` (mlacat_ring.h) and is this stream's alone. From the submit on it must not be at the value, or ahead of it,
+ * until the work that the call waits for is done: memory that was never written may hold anything. The daemon never
+ * writes it. An unknown buffer, another device's, or a place that is not inside, or in the buffer's allocation not at a
+ * multiple of 8 bytes, fails the call, as with an operand. The buffer stays until the call has ended. */
+#define MLACAT_RING_SUBMIT_READY_BUFFER (1u << 3)
 /* When the call has ended, also when it failed, its sequence number is written into the stream's `done` word, in
  * order. */
 #define MLACAT_RING_SUBMIT_DONE (1u << 1)
@@ -124,7 +134,9 @@ MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, dim1) == 88, "layout")
 MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, width_first) == 96, "layout");
 MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, width_second) == 104, "layout");
 MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, stride) == 112, "layout");
-MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, reserved) == 160, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, ready_buffer) == 160, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, ready_offset_bytes) == 168, "layout");
+MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_submission, reserved) == 176, "layout");
 
 MLACAT_ABI_ASSERT(sizeof(struct mlacat_ring_completion) == 32, "a completion entry is 32 bytes");
 MLACAT_ABI_ASSERT(offsetof(struct mlacat_ring_completion, status) == 8, "layout");

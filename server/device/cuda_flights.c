@@ -40,6 +40,9 @@ static void unpin(struct cuda_flight *flight)
             cuda_memory_unpin(flight->memory[k]);
         }
     }
+    if (flight->ready_memory) {
+        cuda_memory_unpin(flight->ready_memory);
+    }
 }
 
 void cuda_flights_close(struct cuda_flights *flights)

@@ -32,6 +32,7 @@
 struct cuda_flight {
     void *cookie;
     struct device_memory *memory[OP_OPERANDS]; /* NULL: the call has none */
+    struct device_memory *ready_memory;        /* where the word is that it waits for; NULL: in none */
     uint64_t until[CUDA_LANES];                /* it has ended when the fence of each lane is as far */
     bool direct;                               /* not so, but when the fence of the words has `sequence` */
     bool armed;                                /* direct; or its lane's fence is as far: then it has lapsed */

@@ -59,6 +59,9 @@ struct device_call {
     uint64_t sequence; /* larger than that of the call before: goes into the fence word when the output is written */
     bool tell_done;    /* it goes into the `done` word too, at about that time; also when the call fails */
     bool signal_only;  /* no call (plan and memory are not looked at): just the words, in order */
+    /* `arm` only: where the device finds the value of `ready` too, pinned like `memory`; NULL: in the word only. */
+    struct device_memory *ready_memory;
+    uint64_t ready_offset;
 };
 
 /* Where a device stream tells how far it is. A call that was taken and fails leaves the fence where it is, and no later
@@ -139,9 +142,10 @@ struct device_ops {
     enum device_answer (*submit)(struct device_stream *stream, const struct device_call *calls, uint32_t *nr,
                                  struct error *err);
     /* NULL: never. Takes one call before its turn, for a stream with words that has nothing in flight: the device looks
-     * at the word `ready` itself and runs the call when that has reached `value`; after `wait_ns` (at most a
-     * millisecond) the call lapses. Nothing may be submitted behind it before it has completed. DEVICE_OK: taken.
-     * DEVICE_AGAIN: it is not taken, because that would be no quicker: submit it when its word has come. */
+     * at the word `ready` itself, or in the call's ready_memory, and runs the call when that has reached `value`; after
+     * `wait_ns` (at most a millisecond) the call lapses. Nothing may be submitted behind it before it has completed.
+     * DEVICE_OK: taken. DEVICE_AGAIN: it is not taken, because that would be no quicker: submit it when its word has
+     * come. */
     enum device_answer (*arm)(struct device_stream *stream, const struct device_call *call, uint64_t value,
                               uint64_t wait_ns, struct error *err);
     /* Gives at most `max` completions in order of submission and returns their number; does a bounded piece of work

@@ -10,7 +10,8 @@
 #include "worker.h"
 
 #define NS_PER_US UINT64_C(1000)
-#define KNOWN_FLAGS (MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE | MLACAT_RING_SUBMIT_CANCEL)
+#define KNOWN_FLAGS \
+    (MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE | MLACAT_RING_SUBMIT_CANCEL | MLACAT_RING_SUBMIT_READY_BUFFER)
 
 #define broken(err, ...) error_set_scoped(err, MLACAT_INVALID_ARGUMENT, MLACAT_SCOPE_SESSION, __VA_ARGS__)
 
@@ -23,6 +24,11 @@ enum mlacat_status ring_call_check(const struct mlacat_ring_submission *entry, s
     if ((entry->flags & MLACAT_RING_SUBMIT_CANCEL) && entry->flags != MLACAT_RING_SUBMIT_CANCEL) {
         return broken(err, "entry %" PRIu64 " asks to cancel, and has flags 0x%" PRIx32 ": set no other with it",
                       entry->call_id, entry->flags);
+    }
+    if ((entry->flags & MLACAT_RING_SUBMIT_READY_BUFFER) && !(entry->flags & MLACAT_RING_SUBMIT_READY)) {
+        return broken(err,
+                      "entry of call %" PRIu64 " has flags 0x%" PRIx32 ": a buffer with a ready word needs 0x%x too",
+                      entry->call_id, entry->flags, MLACAT_RING_SUBMIT_READY);
     }
     for (unsigned i = 0; i < sizeof(entry->reserved) / sizeof(entry->reserved[0]); i++) {
         if (entry->reserved[i] != 0) {
@@ -50,6 +56,7 @@ void ring_call_read(const struct mlacat_ring_submission *entry, uint64_t now_ns,
     }
     call->gated = entry->flags & MLACAT_RING_SUBMIT_READY;
     call->ready = entry->ready;
+    call->ready_buffer = NULL;
     call->tell_done = entry->flags & MLACAT_RING_SUBMIT_DONE;
     call->signal_only = false;
     call->error.code = MLACAT_OK;
@@ -86,16 +93,39 @@ static void read_request(const struct mlacat_ring_submission *entry, const struc
     }
 }
 
-static enum mlacat_status pin(struct worker *worker, struct call *call, int operand, const char *name,
-                              struct wire_ref ref, struct error *err)
+static enum mlacat_status pin(struct worker *worker, const struct stream *stream, const char *name,
+                              struct mlacat_ring_buffer buffer, struct buffer **pinned, struct error *err)
 {
-    struct stream *stream = call->stream;
+    struct wire_ref ref = {buffer.id, buffer.generation};
     struct buffer_slot *slot = buffer_table_pin(&stream->ring->rings->table, ref, &worker->posted);
     if (!slot) {
         return buffer_refuse_unknown(name, ref, err);
     }
-    call->buffer[operand] = slot->buffer;
+    *pinned = slot->buffer;
     return buffer_check_engine(slot->buffer, stream->engine, name, err);
+}
+
+static enum mlacat_status pin_ready(struct worker *worker, const struct mlacat_ring_submission *entry,
+                                    struct call *call, struct error *err)
+{
+    if (pin(worker, call->stream, "ready", entry->ready_buffer, &call->ready_buffer, err) != MLACAT_OK) {
+        return err->code;
+    }
+    const struct op_memory *memory = &call->ready_buffer->info.memory;
+    const uint64_t size = sizeof(uint64_t);
+    call->ready_offset = entry->ready_offset_bytes;
+    if (memory->size_bytes < size || call->ready_offset > memory->size_bytes - size) {
+        return error_set(err, MLACAT_INVALID_ARGUMENT,
+                         "ready is at byte %" PRIu64 " of its buffer of %" PRIu64 " bytes: 8 bytes must be inside",
+                         call->ready_offset, memory->size_bytes);
+    }
+    if ((memory->allocation_offset_bytes + call->ready_offset) % size != 0) {
+        return error_set(err, MLACAT_INVALID_ARGUMENT,
+                         "ready is at byte %" PRIu64 " of its buffer, which is at byte %" PRIu64
+                         " of its allocation: the sum must be a multiple of 8",
+                         call->ready_offset, memory->allocation_offset_bytes);
+    }
+    return MLACAT_OK;
 }
 
 enum mlacat_status ring_call_bind(struct worker *worker, const struct mlacat_ring_submission *entry, struct call *call,
@@ -105,22 +135,31 @@ enum mlacat_status ring_call_bind(struct worker *worker, const struct mlacat_rin
     struct op_request request;
     struct op_memory memory[OP_OPERANDS];
     for (int i = 0; i < OP_OPERANDS; i++) {
-        struct wire_ref ref = {entry->buffer[i].id, entry->buffer[i].generation};
-        if (pin(worker, call, i, op ? op->operand[i] : "operand", ref, err) != MLACAT_OK) {
+        const char *name = op ? op->operand[i] : "operand";
+        if (pin(worker, call->stream, name, entry->buffer[i], &call->buffer[i], err) != MLACAT_OK) {
             return err->code;
         }
         memory[i] = call->buffer[i]->info.memory;
+    }
+    if ((entry->flags & MLACAT_RING_SUBMIT_READY_BUFFER) && pin_ready(worker, entry, call, err) != MLACAT_OK) {
+        return err->code;
     }
     read_request(entry, op, &request);
     return op_validate(&request, memory, &call->plan, err);
 }
 
+static void unpin(struct worker *worker, struct buffer **pinned)
+{
+    if (*pinned) {
+        worker->posted |= buffer_slot_unpin((*pinned)->slot);
+        *pinned = NULL;
+    }
+}
+
 void ring_call_unbind(struct worker *worker, struct call *call)
 {
     for (int i = 0; i < OP_OPERANDS; i++) {
-        if (call->buffer[i]) {
-            worker->posted |= buffer_slot_unpin(call->buffer[i]->slot);
-            call->buffer[i] = NULL;
-        }
+        unpin(worker, &call->buffer[i]);
     }
+    unpin(worker, &call->ready_buffer);
 }

@@ -238,6 +238,8 @@ static void arm(struct worker *worker, struct stream *stream, struct call *call,
     struct device_call *device_call = &worker->batch[0];
     struct error err;
     describe(call, device_call);
+    device_call->ready_memory = call->ready_buffer ? call->ready_buffer->memory : NULL;
+    device_call->ready_offset = call->ready_offset;
     if (worker->ops->arm(stream->device_stream, device_call, call->ready, wait_ns, &err) != DEVICE_OK) {
         call->unarmed = true;
         return;

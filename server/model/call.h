@@ -64,8 +64,10 @@ struct call {
     struct error error;          /* worker while SUBMITTED, else loop */
 
     /* Of a ring. */
-    uint64_t sequence; /* of its entry */
-    uint64_t ready;    /* if `gated`: what the stream's `ready` word must reach before the launch */
+    uint64_t sequence;           /* of its entry */
+    uint64_t ready;              /* if `gated`: what the stream's `ready` word must reach before the launch */
+    struct buffer *ready_buffer; /* a device finds it here too, likewise pinned; NULL: nowhere else */
+    uint64_t ready_offset;
     bool gated;
     uint64_t armed_ns; /* when it was armed last, in vain; 0: not yet */
     bool unarmed;      /* the word is for the worker to wait for, not for the device */

@@ -41,7 +41,9 @@ static const struct field fields[] = {
     FIELD(mlacat_ring_submission, width_first, 96, 8),
     FIELD(mlacat_ring_submission, width_second, 104, 8),
     FIELD(mlacat_ring_submission, stride, 112, 48),
-    FIELD(mlacat_ring_submission, reserved, 160, 32),
+    FIELD(mlacat_ring_submission, ready_buffer, 160, 8),
+    FIELD(mlacat_ring_submission, ready_offset_bytes, 168, 8),
+    FIELD(mlacat_ring_submission, reserved, 176, 16),
 
     FIELD(mlacat_ring_completion, call_id, 0, 8),
     FIELD(mlacat_ring_completion, status, 8, 2),

@@ -392,6 +392,35 @@ static void test_device_armed_large_runs_or_lapses(void **state)
     arm_all();
 }
 
+/* In memory of the client, when the call says so: whatever the word in the page says, and whatever is beside it. */
+static void test_device_armed_goes_by_the_word_in_memory(void **state)
+{
+    struct imported memory = row_memory_new(4096);
+    uint64_t *words = (uint64_t *)(void *)memory.client.bytes;
+    uint64_t *ready = (uint64_t *)(void *)(w.done_page + 384);
+    struct error err;
+    (void)state;
+    for (uint64_t sequence = 1; row.ops->arm && sequence <= 8; sequence++) {
+        bool there = sequence % 2 == 1;
+        struct device_call call = link_call(sequence);
+        call.tell_done = true;
+        call.ready_memory = memory.memory;
+        call.ready_offset = sequence * sizeof(words[0]);
+        for (uint64_t i = 0; i < 10; i++) {
+            __atomic_store_n(&words[i], (i == sequence) == there, __ATOMIC_RELEASE);
+        }
+        __atomic_store_n(ready, !there, __ATOMIC_RELEASE);
+        assert_int_equal(row.ops->arm(w.stream, &call, 1, ARM_WAIT_NS, &err), DEVICE_OK);
+        assert_int_equal(poll_one(sequence).lapsed, !there);
+        if (!there) {
+            assert_int_equal(row_submit(w.stream, &call, &err), DEVICE_OK);
+            assert_false(poll_one(sequence).lapsed);
+        }
+        assert_memory_equal(w.memory.client.bytes + sequence * w.width, w.memory.client.bytes, w.width);
+    }
+    row_memory_free(&memory);
+}
+
 #define WORDS_TEST(test) cmocka_unit_test_setup_teardown(test, words_setup, words_teardown)
 
 int main(void)
@@ -405,6 +434,7 @@ int main(void)
         WORDS_TEST(test_device_fence_follows_the_output),
         WORDS_TEST(test_device_armed_runs_or_lapses),
         WORDS_TEST(test_device_armed_large_runs_or_lapses),
+        WORDS_TEST(test_device_armed_goes_by_the_word_in_memory),
     };
     return ROW_RUN_TESTS("device words", tests);
 }

@@ -34,7 +34,17 @@ static void expect_end(struct bench *bench, struct bench *neighbour, const char 
 
 static void spoil_flags(struct mlacat_ring_submission *entry)
 {
-    entry->flags = 1u << 3;
+    entry->flags = 1u << 4;
+}
+
+static void spoil_ready(struct mlacat_ring_submission *entry)
+{
+    entry->flags = MLACAT_RING_SUBMIT_READY_BUFFER | MLACAT_RING_SUBMIT_DONE;
+}
+
+static void spoil_cancel_with_ready(struct mlacat_ring_submission *entry)
+{
+    entry->flags = MLACAT_RING_SUBMIT_CANCEL | MLACAT_RING_SUBMIT_READY_BUFFER;
 }
 
 static void spoil_high_flags(struct mlacat_ring_submission *entry)
@@ -49,7 +59,7 @@ static void spoil_cancel(struct mlacat_ring_submission *entry)
 
 static void spoil_reserved(struct mlacat_ring_submission *entry)
 {
-    entry->reserved[3] = UINT64_C(1) << 63;
+    entry->reserved[1] = UINT64_C(1) << 63;
 }
 
 static void test_ring_broken_entries_end_the_session(void **state)
@@ -57,10 +67,12 @@ static void test_ring_broken_entries_end_the_session(void **state)
     static const struct {
         void (*spoil)(struct mlacat_ring_submission *entry);
         const char *words;
-    } cases[] = {{spoil_flags, "flags 0x8"},
+    } cases[] = {{spoil_flags, "flags 0x10"},
+                 {spoil_ready, "flags 0xa: a buffer with a ready word needs 0x1 too"},
+                 {spoil_cancel_with_ready, "cancel"},
                  {spoil_high_flags, "flags 0x80000000"},
                  {spoil_cancel, "cancel"},
-                 {spoil_reserved, "reserved[3]"}};
+                 {spoil_reserved, "reserved[1]"}};
     struct bench neighbour;
     bench_open(&neighbour, *state);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -77,6 +89,49 @@ static void test_ring_broken_entries_end_the_session(void **state)
     WAIT_UNTIL(raw_stats(&neighbour.raw).sessions_broken == sizeof(cases) / sizeof(cases[0]));
     WAIT_UNTIL(raw_stats(&neighbour.raw).streams == 1);
     bench_close(&neighbour);
+}
+
+/* A word in a buffer costs the call, and not the session; and what is left of the refusal holds no buffer. */
+static void test_ring_word_in_a_buffer_is_checked(void **state)
+{
+    struct bench bench;
+    bench_open(&bench, *state);
+    struct mlacat_ring_submission good = bench_entry(&bench, 1);
+    good.flags = MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_READY_BUFFER;
+    good.ready_buffer = good.buffer[0];
+    const struct {
+        struct mlacat_ring_buffer buffer;
+        uint64_t offset;
+        uint32_t code;
+        const char *words;
+    } cases[] = {
+        {{good.buffer[0].id + 1000, 1}, 0, STATUS_NOT_FOUND, "ready: this client has no buffer"},
+        {{good.buffer[0].id, good.buffer[0].generation + 1}, 0, STATUS_NOT_FOUND, "ready: this client has no buffer"},
+        {{UINT32_MAX, UINT32_MAX}, 0, STATUS_NOT_FOUND, "ready: this client has no buffer"},
+        {good.buffer[0], bench.trial.bytes - 7, STATUS_INVALID_ARGUMENT, "8 bytes must be inside"},
+        {good.buffer[0], UINT64_MAX, STATUS_INVALID_ARGUMENT, "8 bytes must be inside"},
+        {good.buffer[0], UINT64_MAX - 7, STATUS_INVALID_ARGUMENT, "8 bytes must be inside"},
+        {good.buffer[0], 4, STATUS_INVALID_ARGUMENT, "must be a multiple of 8"},
+    };
+    for (uint64_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct mlacat_ring_submission entry = good;
+        entry.call_id = 10 + i;
+        entry.ready_buffer = cases[i].buffer;
+        entry.ready_offset_bytes = cases[i].offset;
+        raw_ring_send(&bench.ring, &entry);
+        struct outcome outcome = raw_ring_wait(&bench.ring, entry.call_id);
+        assert_int_equal(outcome.code, cases[i].code);
+        assert_int_equal(outcome.scope, SCOPE_CALL);
+        REQUIRE(strstr(outcome.message, cases[i].words) != NULL, "%s", outcome.message);
+    }
+    good.ready = 1;
+    raw_ring_send(&bench.ring, &good);
+    bench_wait_taken(&bench.ring);
+    assert_int_equal(raw_unregister(&bench.raw, bench.buffer).code, STATUS_OK);
+    bench_set_ready(&bench, 1);
+    assert_int_equal(raw_ring_wait(&bench.ring, 1).code, STATUS_OK);
+    WAIT_UNTIL(raw_stats(&bench.raw).buffers == 0);
+    bench_close(&bench);
 }
 
 static void test_ring_broken_indices_end_the_session(void **state)
@@ -181,16 +236,17 @@ static void scribble(struct bench *bench, uint64_t *seed)
         words[what / 8 % (sizeof(*entry) / 8)] = value;
         break;
     case 1:
-        words[what / 8 % 20] = value % 4096; /* not the reserved ones: the entry is read on */
+        words[what / 8 % 22] = value % 4096; /* not the reserved ones: the entry is read on */
         break;
     case 2:
-        words[what / 8 % 20] ^= UINT64_C(1) << (value % 64);
+        words[what / 8 % 22] ^= UINT64_C(1) << (value % 64);
         break;
     case 3:
         *entry = bench_entry(bench, value);
         break;
     case 4:
-        entry->flags = (uint32_t)(value & (MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE));
+        entry->flags =
+            (uint32_t)(value & (MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_READY_BUFFER | MLACAT_RING_SUBMIT_DONE));
         break;
     case 5:
         bench->ring.client->waiting = (uint32_t)value;
@@ -309,11 +365,9 @@ static void test_ring_scribblers_share_a_worker(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_SERVER(test_ring_broken_entries_end_the_session),
-        WITH_SERVER(test_ring_broken_indices_end_the_session),
-        WITH_SERVER(test_ring_replay_is_refused),
-        WITH_SERVER(test_ring_descriptors_give_no_power),
-        WITH_SERVER(test_ring_scribblers_disturb_nobody),
+        WITH_SERVER(test_ring_broken_entries_end_the_session), WITH_SERVER(test_ring_word_in_a_buffer_is_checked),
+        WITH_SERVER(test_ring_broken_indices_end_the_session), WITH_SERVER(test_ring_replay_is_refused),
+        WITH_SERVER(test_ring_descriptors_give_no_power),      WITH_SERVER(test_ring_scribblers_disturb_nobody),
         cmocka_unit_test(test_ring_scribblers_share_a_worker),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -57,7 +57,10 @@ static enum mlacat_status paper_import(struct device *device, struct memory_requ
     (void)request;
     (void)err;
     *memory = &paper_memory;
-    *info = (struct memory_info){.memory = {.allocation = {1, 1}, .size_bytes = 4096}};
+    uint64_t bytes = paper.import_bytes;
+    *info = (struct memory_info){.memory = {.allocation = {1, 1},
+                                            .allocation_offset_bytes = paper.import_at,
+                                            .size_bytes = bytes != 0 ? bytes : 4096}};
     return MLACAT_OK;
 }
 
@@ -156,6 +159,8 @@ static enum device_answer paper_arm(struct device_stream *stream, const struct d
     stream->value = value;
     stream->armed = true;
     paper.wait_ns = wait_ns;
+    paper.ready_memory = call->ready_memory;
+    paper.ready_offset = call->ready_offset;
     paper.armed++;
     return DEVICE_OK;
 }

@@ -31,8 +31,12 @@ struct paper {
     _Atomic int armed;        /* that it took; they do not count as launched */
     _Atomic int lapse_nr;     /* armed calls that lapse from now on, whatever their word says; others never do */
     _Atomic int quick;        /* the word of an armed call comes when nobody but the device looks */
-    _Atomic uint64_t wait_ns; /* of the last call that was armed */
-    _Atomic int held;         /* submit does not return */
+    _Atomic uint64_t wait_ns; /* of the last call that was armed; the same where its word was told to be */
+    _Atomic(const void *) ready_memory;
+    _Atomic uint64_t ready_offset;
+    _Atomic uint64_t import_bytes;    /* of memory from now on; 0: 4096 */
+    _Atomic uint64_t import_at;       /* likewise its place in its allocation */
+    _Atomic int held;                 /* submit does not return */
     _Atomic(const void *) held_fence; /* the same for the stream with this fence only */
     _Atomic int failed_early;         /* `failed` when the last call was launched */
     _Atomic int released;

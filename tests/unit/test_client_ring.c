@@ -150,7 +150,7 @@ static void test_client_ring_entry_says_what_the_call_says(void **state)
     assert_int_equal(last.stride[1][0], -4);
     assert_int_equal(last.stride[0][1], 6);
     assert_int_equal(last.buffer[1].id, f->buffer->ref.id);
-    assert_int_equal(last.reserved[3], 0);
+    assert_int_equal(last.reserved[1], 0);
     assert_int_equal(fake_seen(f->fake).calls, 0);
 }
 

@@ -220,6 +220,100 @@ static void test_cuda_arm_lost_write_loses_the_stream(void **state)
     driver_work(ALL);
 }
 
+/* ------------------------------------------------------------------------------------------------------ the word */
+
+static uint64_t word[2];
+
+/* Memory of the client where its word is in word[1]. */
+static struct device_memory word_memory(void)
+{
+    struct device_memory made = *memory;
+    made.base = (uintptr_t)word;
+    return made;
+}
+
+static void test_cuda_arm_looks_where_the_word_is_told_to_be(void **state)
+{
+    (void)state;
+    struct device_memory made = word_memory();
+    for (uint64_t sequence = 1; sequence <= 4; sequence++) {
+        bool large = sequence > 2;
+        bool runs = sequence % 2 == 1;
+        struct device_call call = call_of(large ? LARGE : SMALL, sequence);
+        call.ready_memory = &made;
+        call.ready_offset = sizeof(word[0]);
+        word[0] = UINT64_MAX;
+        word[1] = runs ? sequence : sequence - 1;
+        set_ready(runs ? sequence - 1 : sequence);
+        assert_int_equal(arm(&call), DEVICE_OK);
+        driver_work(ALL);
+        assert_int_equal(atomic_load(&memory->segment->pins), OP_OPERANDS + 1); /* until the end is seen */
+        assert_int_equal(poll(), 1);
+        assert_int_equal(done[0].lapsed, !runs);
+        assert_int_equal(atomic_load(&memory->segment->pins), 0);
+        if (!runs) {
+            assert_int_equal(submit(&call), DEVICE_OK);
+            driver_work(ALL);
+            assert_int_equal(poll(), 1);
+            assert_int_equal(atomic_load(&memory->segment->pins), 0);
+        }
+    }
+}
+
+static void test_cuda_arm_failed_launch_lets_go_of_the_word(void **state)
+{
+    (void)state;
+    struct device_memory made = word_memory();
+    struct device_call call = call_of(SMALL, 1);
+    call.ready_memory = &made;
+    driver.total = 0;
+    driver.fail_at = 1;
+    driver.fail_result = 701;
+    assert_int_equal(arm(&call), DEVICE_AGAIN);
+    assert_int_equal(atomic_load(&memory->segment->pins), 0);
+    driver.fail_at = 0;
+}
+
+/* It has gone, and its place has another's: that is nothing to look at, and no harm to the call. */
+static void test_cuda_arm_without_the_memory_of_the_word_is_left_to_submit(void **state)
+{
+    (void)state;
+    struct cuda_segment *segment = memory->segment;
+    struct cuda_segment gone = {.stale = true};
+    struct device_memory made = word_memory();
+    struct device_call call = call_of(SMALL, 1);
+    made.segment = &gone;
+    call.ready_memory = &made;
+    assert_int_equal(arm(&call), DEVICE_AGAIN);
+    assert_int_equal(atomic_load(&segment->pins), 0);
+    assert_int_equal(atomic_load(&gone.pins), 0);
+    assert_int_equal(driver.launches, 0);
+    assert_int_equal(submit(&call), DEVICE_OK);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+}
+
+/* The word in the page is where calls without such a memory go again. */
+static void test_cuda_arm_word_is_of_one_call(void **state)
+{
+    (void)state;
+    struct device_memory made = word_memory();
+    struct device_call call = call_of(SMALL, 1);
+    call.ready_memory = &made;
+    word[0] = 1;
+    assert_int_equal(arm(&call), DEVICE_OK);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+    assert_false(done[0].lapsed);
+    word[0] = 2;
+    call = call_of(SMALL, 2);
+    assert_int_equal(arm(&call), DEVICE_OK);
+    assert_int_equal(atomic_load(&memory->segment->pins), OP_OPERANDS);
+    driver_work(ALL);
+    assert_int_equal(poll(), 1);
+    assert_true(done[0].lapsed);
+}
+
 /* ------------------------------------------------------------------------------------------------------ large calls */
 
 static void test_cuda_arm_large_goes_behind_a_gate(void **state)
@@ -387,6 +481,10 @@ int main(void)
         ARM_TEST(test_cuda_arm_refuses_what_is_no_quicker),
         ARM_TEST(test_cuda_arm_failed_launch_is_left_to_submit),
         ARM_TEST(test_cuda_arm_lost_write_loses_the_stream),
+        ARM_TEST(test_cuda_arm_looks_where_the_word_is_told_to_be),
+        ARM_TEST(test_cuda_arm_failed_launch_lets_go_of_the_word),
+        ARM_TEST(test_cuda_arm_without_the_memory_of_the_word_is_left_to_submit),
+        ARM_TEST(test_cuda_arm_word_is_of_one_call),
         ARM_TEST(test_cuda_arm_large_goes_behind_a_gate),
         ARM_TEST(test_cuda_arm_large_lapses_without_a_trace),
         ARM_TEST(test_cuda_arm_large_again_behind_one_that_lapsed),

@@ -128,7 +128,7 @@ static void test_ring_pages_neighbours_are_apart(void **state)
         assert_int_equal(others[i].client->submit_tail | others[i].client->done | others[i].daemon->failed, 0);
         assert_int_equal(others[i].daemon->fence, 0);
         for (uint32_t k = 0; k < ENTRIES; k++) {
-            assert_int_equal(others[i].submissions[k].call_id | others[i].submissions[k].reserved[3], 0);
+            assert_int_equal(others[i].submissions[k].call_id | others[i].submissions[k].reserved[1], 0);
             assert_int_equal(others[i].completions[k].call_id | others[i].completions[k].device_ns, 0);
             assert_int_equal(others[i].messages[k][0] | others[i].messages[k][MLACAT_ABI_MESSAGE_BYTES - 1], 0);
         }
