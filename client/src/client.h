@@ -107,6 +107,7 @@ struct mlacat_buffer {
     size_t bytes;
     struct wire_fds fds;               /* kept to register the memory again */
     struct cuda_export *device_memory; /* NULL: host memory, whose descriptor is the only one */
+    uint64_t ready_words;              /* the library's own (ready_word.h): which block; 0: the user's buffer */
 };
 
 /* A request that waits for its reply; lives on the stack of its thread. */
@@ -149,7 +150,8 @@ struct mlacat_client {
     uint32_t reconnects;
     struct error last_words; /* why the last connection ended, or the daemon said it will */
     struct server server;
-    pthread_cond_t changed; /* `connecting` is over, a stream's callbacks have run, or a round of the watch */
+    pthread_cond_t changed; /* `connecting` or `registering_words` is over, a stream's callbacks have run, or a round
+                               of the watch */
 
     /* reading: one waiting thread at a time is the reader, the others are parked */
     bool reading;
@@ -172,6 +174,7 @@ struct mlacat_client {
     /* rings */
     struct ring_pages *pages;          /* of this connection; NULL: none yet */
     bool opening_pages;                /* a thread asks for them */
+    bool registering_words;            /* a thread registers memory of ready_word.h */
     SLIST_HEAD(, order_watch) watches; /* of this connection and of earlier ones (stream_order.h) */
 
     /* callbacks */

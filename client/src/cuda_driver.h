@@ -16,6 +16,17 @@
 
 #include "mlacat/mlacat.h"
 
+/* CUstreamBatchMemOpParams: what a stream writes into a word, or waits for it to have. */
+struct cuda_word_op {
+    unsigned int operation;
+    unsigned long long address;
+    uint64_t value;
+    unsigned int flags;
+    unsigned long long alias; /* the driver's */
+    uint64_t unused;
+};
+_Static_assert(sizeof(struct cuda_word_op) == 48, "as the driver has it");
+
 struct cuda_driver {
 #define CUDA_CALL(name, abi, parameters) int(*name) parameters;
 #include "cuda_driver.def"
@@ -34,7 +45,9 @@ enum {
 };
 
 enum { CUDA_MEMORY_DEVICE = 2, CUDA_HANDLE_POSIX_FD = 1, CUDA_CAPTURE_RELAXED = 2 };
-enum { CUDA_HOST_REGISTER_PORTABLE = 1, CUDA_HOST_REGISTER_DEVICEMAP = 2, CUDA_WAIT_GREATER_OR_EQUAL = 0 };
+enum { CUDA_HOST_REGISTER_PORTABLE = 1, CUDA_HOST_REGISTER_DEVICEMAP = 2 };
+/* CUstreamBatchMemOpType, of 64 bits; CUstreamWaitValue_flags: as a signed difference */
+enum { CUDA_WORD_WAIT = 4, CUDA_WORD_WRITE = 5, CUDA_WAIT_GREATER_OR_EQUAL = 0 };
 
 /* CUresult: an address that the driver does not know is an invalid value; the legacy stream, asked while another one is
  * being captured, would be drawn into that. */

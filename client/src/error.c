@@ -61,6 +61,11 @@ enum mlacat_status error_raise(const struct error *err)
     return err->code;
 }
 
+struct error error_raised(void)
+{
+    return last_error;
+}
+
 enum mlacat_status error_fail(enum mlacat_status code, const char *format, ...)
 {
     va_list args;

@@ -26,6 +26,10 @@ __attribute__((format(printf, 3, 4))) enum mlacat_status error_set(struct error 
 enum mlacat_status error_raise(const struct error *err);
 __attribute__((format(printf, 2, 3))) enum mlacat_status error_fail(enum mlacat_status code, const char *format, ...);
 
+/* The one of this thread, which error_raise brings back: for who does not pass on the error of a function that raises
+ * its own. */
+struct error error_raised(void);
+
 /* A code or scope as a peer sent it, which may be any number. */
 enum mlacat_status error_status_of(uint32_t number);
 enum mlacat_scope error_scope_of(uint32_t number, enum mlacat_status code);

@@ -84,6 +84,8 @@ void ring_attach(struct mlacat_stream *stream, struct ring_pages *pages)
     ring->checked_ns = timing_now();
     ring->draining = false;
     ring->words_address = 0;
+    ring->ready_asked = false;
+    ring->ready_word.buffer = NULL;
     pthread_mutex_unlock(&ring->lock);
 }
 

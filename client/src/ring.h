@@ -19,6 +19,7 @@
 
 #include "client.h"
 #include "mlacat_ring.h"
+#include "ready_word.h"
 #include "ring_pages.h"
 
 /* How often a thread that waits looks whether the connection still is there. */
@@ -71,6 +72,11 @@ struct ring {
     bool bound;
     uint64_t cuda_stream_id;
     uint64_t words_address; /* of `client` for the CUDA stream; 0: not known yet */
+    struct ready_word ready_word;
+    bool ready_asked;         /* for that, on these pages, */
+    uint64_t ready_stream_id; /* and for this CUDA stream */
+    uint64_t ready_begin;     /* no entry before it goes into that word */
+    bool ready_written;       /* one has been */
 };
 
 /* A ring that is down, for a stream of calls that wait. NULL: no memory. */

@@ -116,6 +116,37 @@ static enum mlacat_status await_settled(int64_t until, struct error *err)
     return MLACAT_OK;
 }
 
+/* The word that another CUDA stream took may be of another context, where this one cannot write. But one that the ring
+ * is not bound to gets none. With the lock. */
+static bool must_take_word(const struct ring *ring, const struct order *order)
+{
+    bool asked = ring->ready_asked && ring->ready_stream_id == order->cuda_stream_id;
+    return !asked && (!ring->bound || ring->cuda_stream_id == order->cuda_stream_id);
+}
+
+/* Without locks. */
+static void take_ready_word(struct mlacat_stream *stream, const struct order *order)
+{
+    struct ring *ring = stream->ring;
+    struct ready_word word = ready_word_take(stream, order->cuda, order->cu_stream);
+    pthread_mutex_lock(&ring->lock);
+    if (must_take_word(ring, order)) {
+        ring->ready_asked = true;
+        ring->ready_written = false;
+        ring->ready_stream_id = order->cuda_stream_id;
+        ring->ready_word = word;
+        ring->ready_begin = ring->sequence + 1;
+    }
+    pthread_mutex_unlock(&ring->lock);
+}
+
+/* Whether the daemon may look at the word: before the CUDA stream has come to its first write it may hold anything. */
+static bool is_ready_word_written(struct ring *ring)
+{
+    ring->ready_written = ring->ready_written || (int64_t)(mlacat_ring_ready(ring->client) - ring->ready_begin) >= 0;
+    return ring->ready_written;
+}
+
 /* The ring's lock, of a ring that CUDA knows and that has room for one call more. Not OK: without the lock. */
 static enum mlacat_status enter(struct mlacat_stream *stream, const struct order *order, struct error *err)
 {
@@ -128,12 +159,13 @@ static enum mlacat_status enter(struct mlacat_stream *stream, const struct order
         }
         bool watched = __atomic_load_n(&ring->pages->watched, __ATOMIC_ACQUIRE) != NULL;
         bool settled = watched && is_settled(ring);
-        if (settled && ring_has_room(stream) && stream->failure.code == MLACAT_OK) {
+        bool asked = !must_take_word(ring, order);
+        if (settled && asked && ring_has_room(stream) && stream->failure.code == MLACAT_OK) {
             return MLACAT_OK;
         }
         /* Calls that ended and that nobody has waited for: no time brings their slots back. */
-        bool stuck = settled && stream->flying == 0 && stream->taken >= stream->limit;
-        if (settled && !stuck) {
+        bool stuck = settled && asked && stream->flying == 0 && stream->taken >= stream->limit;
+        if (settled && asked && !stuck) {
             ring_pause(stream, &look, TIMING_NEVER);
         }
         ring_leave(stream);
@@ -149,28 +181,42 @@ static enum mlacat_status enter(struct mlacat_stream *stream, const struct order
         if (watched && !settled && await_settled(until, err) != MLACAT_OK) {
             return err->code;
         }
+        if (watched && settled && !asked) {
+            take_ready_word(stream, order);
+        }
     }
 }
 
-/* The call is on its way, and its CUDA stream did not take its part of it: `call`, of the driver. */
-static enum mlacat_status fail_midway(struct mlacat_stream *stream, const char *call, int result, struct error *err)
-{
-    error_set(err, MLACAT_INTERNAL,
-              "the CUDA driver failed: %s: %d; the call may have run, unordered: close the stream", call, result);
-    err->scope = MLACAT_SCOPE_STREAM;
-    stream->failure = *err;
-    return err->code;
-}
-
-/* Without the write the call would wait for ever. */
+/* The call is on its way, and its CUDA stream has not taken its part of it: without that it would wait for ever. */
 static enum mlacat_status withdraw(struct mlacat_stream *stream, uint64_t id, uint64_t sequence, int result,
                                    struct error *err)
 {
     struct error outcome;
-    fail_midway(stream, "cuStreamWriteValue64", result, err);
+    error_set(err, MLACAT_INTERNAL,
+              "the CUDA driver failed: cuStreamBatchMemOp: %d; the call was cancelled: close the stream", result);
+    err->scope = MLACAT_SCOPE_STREAM;
+    stream->failure = *err;
     __atomic_store_n(&stream->ring->pages->watched->awaited[stream->ring->index], sequence - 1, __ATOMIC_RELEASE);
     ring_cancel(stream, id, &outcome); /* it has not ended before: nobody else could let it begin */
     return err->code;
+}
+
+/* What the CUDA stream does for the call, in this order; the word in its GPU's memory, if there is one, comes before
+ * the one in host memory, so that that one tells of both. */
+static int enqueue(const struct ring *ring, const struct order *order, uint64_t sequence, bool has_ready_word)
+{
+    struct cuda_word_op ops[3];
+    unsigned nr = 0;
+    if (has_ready_word) {
+        ops[nr++] = (struct cuda_word_op){CUDA_WORD_WRITE, .address = ring->ready_word.address, .value = sequence};
+    }
+    ops[nr++] = (struct cuda_word_op){CUDA_WORD_WRITE,
+                                      .address = ring->words_address + offsetof(struct mlacat_ring_client, ready),
+                                      .value = sequence};
+    ops[nr++] = (struct cuda_word_op){CUDA_WORD_WAIT,
+                                      .address = ring->words_address + offsetof(struct mlacat_ring_client, done),
+                                      .value = sequence, .flags = CUDA_WAIT_GREATER_OR_EQUAL};
+    return order->cuda->cuStreamBatchMemOp(order->cu_stream, nr, ops, 0);
 }
 
 /* With the lock and room. Nothing is given to anybody before all is known to be right. */
@@ -184,6 +230,7 @@ static enum mlacat_status put(struct mlacat_stream *stream, const struct mlacat_
         return err->code;
     }
     uint64_t sequence = ring->sequence + 1; /* of the entry to come */
+    bool has_ready_word = ready_word_usable(&ring->ready_word);
     struct slot *slot = slot_take(stream, call);
     slot->detached = true;
     *id = slot_call_id(slot);
@@ -191,18 +238,17 @@ static enum mlacat_status put(struct mlacat_stream *stream, const struct mlacat_
     ring->cuda_stream_id = order->cuda_stream_id;
     entry.flags = MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE;
     entry.ready = sequence;
+    if (has_ready_word && is_ready_word_written(ring)) {
+        const struct wire_ref *ref = &ring->ready_word.buffer->ref;
+        entry.flags |= MLACAT_RING_SUBMIT_READY_BUFFER;
+        entry.ready_buffer = (struct mlacat_ring_buffer){ref->id, ref->generation};
+        entry.ready_offset_bytes = ring->ready_word.offset_bytes;
+    }
     ring_write(slot, &entry);
     __atomic_store_n(&ring->pages->watched->awaited[ring->index], sequence, __ATOMIC_RELEASE);
     ring_publish(ring); /* first: the worker has things to do with it while the driver has with these */
-    int result = order->cuda->cuStreamWriteValue64(
-        order->cu_stream, ring->words_address + offsetof(struct mlacat_ring_client, ready), sequence, 0);
-    if (result != 0) {
-        return withdraw(stream, *id, sequence, result, err);
-    }
-    result = order->cuda->cuStreamWaitValue64(order->cu_stream,
-                                              ring->words_address + offsetof(struct mlacat_ring_client, done), sequence,
-                                              CUDA_WAIT_GREATER_OR_EQUAL);
-    return result == 0 ? MLACAT_OK : fail_midway(stream, "cuStreamWaitValue64", result, err);
+    int result = enqueue(ring, order, sequence, has_ready_word);
+    return result == CUDA_RESULT_OK ? MLACAT_OK : withdraw(stream, *id, sequence, result, err);
 }
 
 static enum mlacat_status submit(struct mlacat_stream *stream, const struct mlacat_call *call, struct order *order,

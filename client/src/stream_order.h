@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls in the order of a CUDA stream of the caller. Under the ring's lock that stream is told to write the sequence
- * number of the call's entry into `ready` of page C, the entry is published, and that stream is told to wait until
- * `done` reaches that number.
+ * Calls in the order of a CUDA stream of the caller. Under the ring's lock the call's entry is published, and that
+ * stream is told to write the entry's sequence number into a word of its GPU's memory (ready_word.h) and into `ready`
+ * of page C, and to wait until `done` reaches that number.
  *
  * Once page C is known to CUDA a thread watches the connection: the program's own threads may never come back to the
  * library while their GPU waits. When the daemon has exited (its kernels may still write before that) the thread lets

@@ -3,6 +3,8 @@
 
 #include <cuda_driver.h> /* the library's: there is one of this folder too */
 #include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
@@ -37,7 +39,21 @@ static char *registered;
 static size_t registered_bytes;
 static _Thread_local int capture_mode;
 static _Thread_local int pushed;
-static char context;
+static char contexts[STREAMS];
+
+/* GPU memory. */
+#define BLOCKS 64
+#define BLOCK_BYTES (UINT64_C(2) << 20)
+#define BLOCK_BASE (UINT64_C(1) << 59)
+
+static struct block {
+    unsigned char *bytes; /* NULL: gone */
+    void *context;
+} blocks[BLOCKS];
+static unsigned blocks_nr; /* ever */
+static bool has_gpu;
+static bool is_apart;
+static _Thread_local void *current;
 
 static struct stream *stream_of(void *stream)
 {
@@ -79,11 +95,15 @@ static int get_id(void *stream, unsigned long long *id)
     return leave(0);
 }
 
+static void *context_of(const struct stream *stream)
+{
+    return &contexts[is_apart ? stream - streams : 0];
+}
+
 static int get_context(void *stream, void **out)
 {
     enter(CLIENT_DRIVER_NONE);
-    stream_of(stream);
-    *out = &context;
+    *out = context_of(stream_of(stream));
     return leave(0);
 }
 
@@ -91,14 +111,15 @@ static int push(void *wanted)
 {
     enter(CLIENT_DRIVER_NONE);
     pushed++;
-    return leave(wanted == &context ? 0 : FAILED);
+    current = wanted;
+    return leave(wanted == &contexts[0] || wanted == &contexts[1] ? 0 : FAILED);
 }
 
 static int pop(void **out)
 {
     enter(CLIENT_DRIVER_NONE);
     pushed--;
-    *out = &context;
+    *out = current;
     return leave(0);
 }
 
@@ -135,9 +156,30 @@ static int get_address(unsigned long long *address, void *memory, unsigned int f
     return leave(result);
 }
 
+/* NULL: it is in none that is there. */
+static struct block *block_at(unsigned long long address)
+{
+    uint64_t index = (address - BLOCK_BASE) / BLOCK_BYTES;
+    return address >= BLOCK_BASE && index < blocks_nr && blocks[index].bytes != NULL ? &blocks[index] : NULL;
+}
+
+static int add_gpu_word(struct stream *to, unsigned long long address, uint64_t value)
+{
+    const struct block *block = block_at(address);
+    if (block == NULL || block->context != context_of(to)) {
+        return CUDA_RESULT_INVALID_VALUE;
+    }
+    uint64_t *word = (uint64_t *)(void *)(block->bytes + (address - BLOCK_BASE) % BLOCK_BYTES);
+    to->operation[to->nr++] = (struct operation){.word = word, .value = value};
+    return 0;
+}
+
 static int add(void *stream, unsigned long long address, uint64_t value, bool waits)
 {
     struct stream *to = stream_of(stream);
+    if (address < OFFSET && !waits) {
+        return add_gpu_word(to, address, value);
+    }
     uintptr_t at = (uintptr_t)(address - OFFSET);
     if (at < (uintptr_t)registered || at + 8 > (uintptr_t)registered + registered_bytes || to->nr == OPERATIONS ||
         to->capturing) {
@@ -147,22 +189,106 @@ static int add(void *stream, unsigned long long address, uint64_t value, bool wa
     return 0;
 }
 
-static int write_value(void *stream, unsigned long long address, uint64_t value, unsigned int flags)
+static int batch(void *stream, unsigned int nr, struct cuda_word_op *ops, unsigned int flags)
 {
-    int result = enter(CLIENT_DRIVER_WRITE);
-    seen.writes += flags == 0;
+    int result = enter(CLIENT_DRIVER_BATCH);
+    seen.batches++;
     while (full != 0 && stream_of(stream)->nr >= full) {
         pthread_cond_wait(&moved, &lock);
     }
-    return leave(result != 0 ? result : add(stream, address, value, false));
+    for (unsigned i = 0; i < nr && result == 0; i++) {
+        bool waits = ops[i].operation == CUDA_WORD_WAIT;
+        if (flags != 0 || (!waits && ops[i].operation != CUDA_WORD_WRITE) || ops[i].flags != 0) {
+            say_give_up("an operation on a word that the library has no use for");
+        }
+        result = add(stream, ops[i].address, ops[i].value, waits);
+        bool in_gpu = ops[i].address < OFFSET;
+        seen.last[i % 3] =
+            (struct client_driver_op){waits, in_gpu, in_gpu ? ops[i].address % BLOCK_BYTES : 0, ops[i].value};
+        seen.last_nr = i + 1;
+    }
+    return leave(result);
 }
 
-static int wait_value(void *stream, unsigned long long address, uint64_t value, unsigned int flags)
+/* ---------------------------------------------------------------------------------------------------- GPU memory */
+
+/* Without a GPU: on no device that a daemon has, so that the words are in host memory only. */
+static int get_device(int *device)
 {
-    int result = enter(CLIENT_DRIVER_WAIT);
-    seen.waits += flags == CUDA_WAIT_GREATER_OR_EQUAL;
-    return leave(result != 0 ? result : add(stream, address, value, true));
+    *device = 0;
+    enter(CLIENT_DRIVER_NONE);
+    return leave(has_gpu ? 0 : FAILED);
 }
+
+static int device_of_ordinal(int *device, int ordinal)
+{
+    *device = ordinal;
+    return 0;
+}
+
+int __wrap_cuda_driver_name_device(const struct cuda_driver *driver, int device, char uuid[CUDA_DEVICE_NAME_BYTES]);
+
+int __wrap_cuda_driver_name_device(const struct cuda_driver *driver, int device, char uuid[CUDA_DEVICE_NAME_BYTES])
+{
+    (void)driver;
+    snprintf(uuid, CUDA_DEVICE_NAME_BYTES, "GPU-%d", device + 1);
+    return 0;
+}
+
+static int allocate(unsigned long long *address, size_t bytes)
+{
+    int result = enter(CLIENT_DRIVER_ALLOC);
+    if (pushed == 0 || bytes != BLOCK_BYTES || blocks_nr == BLOCKS) {
+        say_give_up("memory without a context, of an odd size, or too much");
+    }
+    if (result == 0) {
+        *address = BLOCK_BASE + blocks_nr * BLOCK_BYTES;
+        blocks[blocks_nr] = (struct block){malloc(bytes), current};
+        memset(blocks[blocks_nr++].bytes, 0x7f, bytes);
+        seen.allocations++;
+    }
+    return leave(result);
+}
+
+static int get_attribute(void *value, int attribute, unsigned long long address)
+{
+    unsigned number = attribute == CUDA_POINTER_MEMORY_TYPE
+                          ? CUDA_MEMORY_DEVICE
+                          : attribute == CUDA_POINTER_MAPPED || attribute == CUDA_POINTER_IS_LEGACY_IPC;
+    pthread_mutex_lock(&lock);
+    const struct block *block = block_at(address);
+    int result = block != NULL ? 0 : CUDA_RESULT_INVALID_VALUE;
+    uint64_t id = block != NULL ? (uint64_t)(block - blocks) + 1 : 0;
+    void *context = block != NULL ? block->context : NULL;
+    seen.in_strict += capture_mode != CUDA_CAPTURE_RELAXED;
+    pthread_mutex_unlock(&lock);
+    if (attribute == CUDA_POINTER_BUFFER_ID) {
+        memcpy(value, &id, sizeof(id));
+    } else if (attribute == CUDA_POINTER_CONTEXT) {
+        memcpy(value, &context, sizeof(context));
+    } else if (attribute == CUDA_POINTER_MEMPOOL) {
+        memset(value, 0, sizeof(void *));
+    } else {
+        memcpy(value, &number, sizeof(number));
+    }
+    return result;
+}
+
+static int get_range(unsigned long long *base, size_t *bytes, unsigned long long address)
+{
+    *base = address - address % BLOCK_BYTES;
+    *bytes = BLOCK_BYTES;
+    return 0;
+}
+
+static int get_handle(void *handle, unsigned long long address)
+{
+    memset(handle, 7, 64);
+    memcpy(handle, &address, sizeof(address));
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------------- the table */
 
 enum mlacat_status __wrap_cuda_driver(const struct cuda_driver **driver);
 
@@ -176,8 +302,13 @@ enum mlacat_status __wrap_cuda_driver(const struct cuda_driver **driver)
                                              .cuThreadExchangeStreamCaptureMode = exchange,
                                              .cuMemHostRegister = register_memory,
                                              .cuMemHostGetDevicePointer = get_address,
-                                             .cuStreamWriteValue64 = write_value,
-                                             .cuStreamWaitValue64 = wait_value};
+                                             .cuCtxGetDevice = get_device,
+                                             .cuDeviceGet = device_of_ordinal,
+                                             .cuMemAlloc = allocate,
+                                             .cuPointerGetAttribute = get_attribute,
+                                             .cuMemGetAddressRange = get_range,
+                                             .cuIpcGetMemHandle = get_handle,
+                                             .cuStreamBatchMemOp = batch};
     *driver = &table;
     return removed ? error_fail(MLACAT_FAILED_PRECONDITION, "no driver here") : MLACAT_OK;
 }
@@ -190,9 +321,10 @@ void client_driver_reset(void)
     memset(streams, 0, sizeof(streams));
     seen = (struct client_driver_seen){0};
     failing = CLIENT_DRIVER_NONE;
-    removed = false;
+    removed = has_gpu = is_apart = false;
     full = 0;
     pthread_mutex_unlock(&lock);
+    client_driver_end_memory(); /* the library keeps what it has for as long as the process lives */
 }
 
 void *client_driver_stream(unsigned index)
@@ -224,6 +356,26 @@ void client_driver_full(unsigned operations)
 void client_driver_remove(void)
 {
     removed = true;
+}
+
+void client_driver_gpu(void)
+{
+    has_gpu = true;
+}
+
+void client_driver_apart(void)
+{
+    is_apart = true;
+}
+
+void client_driver_end_memory(void)
+{
+    pthread_mutex_lock(&lock);
+    for (unsigned i = 0; i < blocks_nr; i++) {
+        free(blocks[i].bytes);
+        blocks[i].bytes = NULL;
+    }
+    pthread_mutex_unlock(&lock);
 }
 
 struct client_driver_seen client_driver_seen(void)

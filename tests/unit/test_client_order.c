@@ -108,7 +108,7 @@ static void test_client_order_does_not_wait_for_the_caller(void **state)
         assert_int_equal(mlacat_submit(f->stream, &f->call, &ids[i]), MLACAT_OK);
     }
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_RESOURCE_EXHAUSTED);
-    assert_int_equal(client_driver_seen().writes, 0);
+    assert_int_equal(client_driver_seen().batches, 0);
     for (int i = 0; i < RINGS_ENTRIES - 1; i++) {
         assert_int_equal(mlacat_wait(f->stream, ids[i], -1, NULL), MLACAT_OK);
     }
@@ -168,7 +168,7 @@ static void test_client_order_write_that_is_to_come_when_the_stream_is_closed(vo
     assert_int_equal(pthread_create(&thread, NULL, submit_one, &submission), 0);
     struct timespec a_while = {.tv_nsec = 20 * TIMING_MS};
     nanosleep(&a_while, NULL); /* it can only fail to see what is wrong */
-    assert_int_equal(client_driver_seen().writes, 1);
+    assert_int_equal(client_driver_seen().batches, 1);
     await_gpu(); /* the write, and the wait, whose word is there */
     pthread_join(thread, NULL);
     assert_int_equal(submission.status, MLACAT_OK);
@@ -190,7 +190,7 @@ static void test_client_order_write_that_does_not_come(void **state)
     assert_true(timing_now() - begin_ns < 1000 * TIMING_MS);
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, other, NULL), MLACAT_UNAVAILABLE);
     assert_non_null(strstr(mlacat_error_message(), "submit again"));
-    assert_int_equal(client_driver_seen().writes, 1);
+    assert_int_equal(client_driver_seen().batches, 1);
     await_gpu();
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, other, NULL), MLACAT_OK);
     while (client_driver_run(1) > 0) {
@@ -198,19 +198,19 @@ static void test_client_order_write_that_does_not_come(void **state)
     }
 }
 
-/* The call is withdrawn, for nothing would let it begin, and the stream has failed. A write that the driver has not
- * taken is not waited for. */
-static void test_client_order_write_that_failed(void **state)
+/* The call is withdrawn, for nothing would let it begin, and the stream has failed. What the driver has not taken is
+ * not waited for. */
+static void test_client_order_batch_that_failed(void **state)
 {
     struct scene *f = *state;
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
     await_gpu();
-    client_driver_fail(CLIENT_DRIVER_WRITE);
+    client_driver_fail(CLIENT_DRIVER_BATCH);
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_INTERNAL);
     assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_STREAM);
     client_driver_fail(CLIENT_DRIVER_NONE);
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_INTERNAL);
-    assert_non_null(strstr(mlacat_error_message(), "cuStreamWriteValue64"));
+    assert_non_null(strstr(mlacat_error_message(), "cuStreamBatchMemOp"));
     assert_true(rings_done(f->rings, 0) == RINGS_BEGIN + 2); /* it has ended */
     int64_t begin_ns = timing_now();
     reopen(f);
@@ -228,7 +228,7 @@ static void test_client_order_is_bound_to_one_stream(void **state)
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, other, NULL), MLACAT_FAILED_PRECONDITION);
     assert_non_null(strstr(mlacat_error_message(), "id 101"));
     await_gpu();
-    assert_int_equal(client_driver_seen().writes, 1);
+    assert_int_equal(client_driver_seen().batches, 1);
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
 }
 
@@ -258,7 +258,7 @@ static void test_client_order_refuses_before_anything_is_done(void **state)
     assert_int_equal(mlacat_submit_on_stream(f->stream, NULL, cuda, NULL), MLACAT_INVALID_ARGUMENT);
     client_driver_remove();
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_FAILED_PRECONDITION);
-    assert_int_equal(client_driver_seen().writes, 0);
+    assert_int_equal(client_driver_seen().batches, 0);
     assert_int_equal(rings_seen(f->rings).calls, 0);
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
 }
@@ -274,7 +274,7 @@ static void test_client_order_failed_call_is_seen_by_the_next(void **state)
     rings_await_sleep(f->rings);
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_NOT_FOUND);
     assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_NOT_FOUND);
-    assert_int_equal(client_driver_seen().writes, 1);
+    assert_int_equal(client_driver_seen().batches, 1);
 }
 
 static void test_client_order_failed_call_lets_go_and_fails_the_stream(void **state)
@@ -290,7 +290,7 @@ static void test_client_order_failed_call_lets_go_and_fails_the_stream(void **st
     rings_set(f->rings, (struct rings_mode){0});
     assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_NOT_FOUND);
     assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_NOT_FOUND);
-    assert_int_equal(client_driver_seen().writes, 1);
+    assert_int_equal(client_driver_seen().batches, 1);
 }
 
 static void test_client_order_driver_that_fails(void **state)
@@ -310,12 +310,7 @@ static void test_client_order_driver_that_fails(void **state)
     assert_true(rings_seen(f->rings).last.ready == RINGS_BEGIN + 1);
     await_gpu();
     assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
-    client_driver_fail(CLIENT_DRIVER_WAIT);
-    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_INTERNAL);
-    assert_int_equal(mlacat_error_scope(), MLACAT_SCOPE_STREAM);
-    assert_int_equal(mlacat_stream_status(f->stream), MLACAT_INTERNAL);
     assert_int_equal(client_driver_seen().registers, 1);
-    client_driver_run(0);
 }
 
 static void test_client_order_cancel_lets_go(void **state)
@@ -366,7 +361,7 @@ static void test_client_order_daemon_goes_while_the_driver_is_full(void **state)
     assert_int_equal(client_driver_run(0), 1);
     client_driver_full(1);
     assert_int_equal(pthread_create(&thread, NULL, submit_one, &submission), 0);
-    while (client_driver_seen().writes < 2) {
+    while (client_driver_seen().batches < 2) {
         sched_yield();
     }
     fake_die(f->fake, NULL);
@@ -455,7 +450,7 @@ int main(void)
         TEST(test_client_order_after_a_close),
         TEST(test_client_order_write_that_is_to_come_when_the_stream_is_closed),
         TEST(test_client_order_write_that_does_not_come),
-        TEST(test_client_order_write_that_failed),
+        TEST(test_client_order_batch_that_failed),
         TEST(test_client_order_is_bound_to_one_stream),
         TEST(test_client_order_refuses_before_anything_is_done),
         TEST(test_client_order_failed_call_is_seen_by_the_next),

@@ -407,6 +407,11 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * not and cannot be waited for: synchronise with the CUDA stream. *call_id (may be NULL) is for mlacat_cancel. Blocks,
  * like a kernel launch, while as many calls are in flight as the stream may have.
  *
+ * The first such call of a CUDA context takes 2 MiB of its GPU's memory for as long as the context lives, and that of
+ * each client registers it: one buffer more. (The same again after 16384 streams or connections that had such calls.)
+ * The GPU tells the daemon's kernels there that the inputs are ready. Where there is no memory, or the daemon takes no
+ * buffer more, calls are as right and begin a little later.
+ *
  * A call that fails or is cancelled lets the CUDA stream go on all the same, and the mlacat stream is then failed: each
  * later submit, and mlacat_stream_status, returns the code and the message of the first one that did; nothing is ever
  * repeated. The same with UNAVAILABLE when the daemon goes away: the CUDA stream is let go on when the daemon has

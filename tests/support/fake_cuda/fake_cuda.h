@@ -44,6 +44,17 @@
 
 #pragma GCC visibility push(default)
 
+/* CUstreamBatchMemOpParams; the two operations of 64 bits that there are. */
+enum { FAKE_WORD_WAIT = 4, FAKE_WORD_WRITE = 5 };
+struct fake_word_op {
+    unsigned int operation;
+    cuda_address address;
+    uint64_t value;
+    unsigned int flags;
+    cuda_address alias;
+    uint64_t unused;
+};
+
 /* All entry points, as fake_<name>: for tests that play a client in the same process. */
 #define CUDA_CALL(need, name, abi, parameters) int fake_##name parameters;
 #include "cuda_api.def"
