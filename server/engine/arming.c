@@ -5,7 +5,13 @@
 
 /* How far apart two waits may be: a part of them, and what a GPU's clocks and queues do anyway. */
 #define SPREAD_PARTS 64
-#define SPREAD_LEAST_NS 20000
+#define SPREAD_LEAST_NS 50000
+/* So much sooner a call is armed: what its launches take, of which a large one has three, and until a GPU that is full
+ * has a place for the first. */
+#define LEAD_NS 40000
+/* When one time has come so often in a row, nothing is armed for a shorter one: a GPU that is full keeps an armed
+ * kernel waiting for its place, and it would be in the way of the next one. */
+#define STEADY_NR 3
 /* A thread that naps wakes so much later than it wanted to. */
 #define WAKE_NS 60000
 /* A wait that is not over when it was expected to be is looked at for this part of it more. */
@@ -27,7 +33,7 @@ static uint64_t before(uint64_t at_ns, uint64_t by_ns, uint64_t least_ns)
 
 static uint64_t spread_of(uint64_t gap_ns)
 {
-    return min_u64(SPREAD_LEAST_NS + gap_ns / SPREAD_PARTS, ARMING_MOST_NS / 2);
+    return min_u64(SPREAD_LEAST_NS + gap_ns / SPREAD_PARTS, (ARMING_MOST_NS - LEAD_NS) / 2);
 }
 
 static struct arming_plan plan_around(uint64_t gap_ns, uint64_t since_ns)
@@ -35,7 +41,7 @@ static struct arming_plan plan_around(uint64_t gap_ns, uint64_t since_ns)
     uint64_t at_ns = since_ns + gap_ns;
     uint64_t spread_ns = spread_of(gap_ns);
     struct arming_plan plan;
-    plan.arm_ns = before(at_ns, spread_ns, since_ns);
+    plan.arm_ns = before(at_ns, spread_ns + LEAD_NS, since_ns);
     plan.late_ns = at_ns + spread_ns;
     plan.look_ns = before(plan.arm_ns, WAKE_NS, since_ns);
     plan.rest_ns = at_ns + min_u64(max_u64(LOOK_ON_LEAST_NS, gap_ns / LOOK_ON_PARTS), LOOK_ON_MOST_NS);
@@ -45,7 +51,12 @@ static struct arming_plan plan_around(uint64_t gap_ns, uint64_t since_ns)
 struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, uint64_t now_ns)
 {
     struct arming_plan first = plan_around(min_u64(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
-    return now_ns < first.late_ns ? first : plan_around(max_u64(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
+    struct arming_plan second = plan_around(max_u64(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
+    bool longer_is_steady = arming->same_nr >= STEADY_NR && arming->gap_ns[0] > arming->gap_ns[1];
+    if (longer_is_steady && first.late_ns <= second.arm_ns) {
+        first.arm_ns = first.late_ns;
+    }
+    return now_ns < first.late_ns ? first : second;
 }
 
 uint64_t arming_pause_ns(const struct arming_plan *plan, uint64_t since_ns, uint64_t now_ns)
@@ -64,6 +75,9 @@ void arming_ready(struct arming *arming, uint64_t waited_ns)
     uint64_t other_ns = max_u64(last_ns, waited_ns) - min_u64(last_ns, waited_ns);
     if (other_ns > spread_of(last_ns)) {
         arming->gap_ns[1] = last_ns;
+        arming->same_nr = 0;
+    } else if (arming->same_nr < STEADY_NR) {
+        arming->same_nr++;
     }
     arming->gap_ns[0] = waited_ns;
 }

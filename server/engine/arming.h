@@ -25,8 +25,9 @@ struct arming {
     /* How long the last call waited as the first of its stream, and the last one before it that waited for another
      * time; 0: not at all, or there was none. */
     uint64_t gap_ns[2];
-    uint32_t lapses; /* calls in a row that were armed in vain */
-    uint32_t skip;   /* calls that will not be armed for that */
+    uint32_t same_nr; /* waits in a row that were much like the one before */
+    uint32_t lapses;  /* calls in a row that were armed in vain */
+    uint32_t skip;    /* calls that will not be armed for that */
 };
 
 /* All in clock_now_ns's time. */
@@ -38,7 +39,8 @@ struct arming_plan {
 };
 
 /* For a call that is the first of its stream and waits since `since_ns`: around the shorter of the two times until that
- * is over, then around the longer one. Armed once for each, a call takes twice ARMING_MOST_NS of a GPU at most. */
+ * is over, then around the longer one. Around a shorter time that has not come for some calls it is only looked for.
+ * Armed once for each, a call takes twice ARMING_MOST_NS of a GPU at most. */
 struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, uint64_t now_ns);
 
 /* The next pause between two looks at the word, which is not longer than a fraction of the wait; 0: none. */

@@ -18,7 +18,7 @@
 
 #define US UINT64_C(1000)
 #define MS (1000 * US)
-#define FIRST_NS (20 * US) /* that the device waits for the first call */
+#define FIRST_NS (50 * US) /* that the device waits for the first call */
 
 extern _Atomic uint64_t frozen_ns; /* 0: what the clock says */
 

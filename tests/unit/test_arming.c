@@ -87,7 +87,7 @@ static void test_arming_looks_before_it_arms(void **state)
     struct arming arming = {.gap_ns = {2 * MS, 2 * MS}};
     struct arming_plan plan = arming_plan(&arming, 1 * S, 1 * S);
     (void)state;
-    assert_in_range(plan.arm_ns, 1 * S + 2 * MS - 100 * US, 1 * S + 2 * MS - 20 * US);
+    assert_in_range(plan.arm_ns, 1 * S + 2 * MS - 150 * US, 1 * S + 2 * MS - 50 * US);
     assert_in_range(plan.arm_ns - plan.look_ns, 30 * US, 100 * US);
 }
 
@@ -167,6 +167,30 @@ static void test_arming_expects_the_last_two_kinds_of_wait(void **state)
     assert_in_range(arming_plan(&arming, 1 * S, 1 * S).late_ns, 1 * S + 1 * MS, 1 * S + 2 * MS);
 }
 
+/* When one kind has come some times in a row, the shorter one is only looked for. */
+static void test_arming_steady_waits_are_armed_once(void **state)
+{
+    struct arming arming = {0};
+    (void)state;
+    arming_ready(&arming, 100 * US);
+    for (uint64_t i = 1; i < 20; i++) {
+        arming_ready(&arming, 2 * MS + i * US);
+        struct arming_plan first = arming_plan(&arming, 1 * S, 1 * S);
+        assert_int_equal(first.arm_ns < first.late_ns, i < 4);
+        assert_int_equal(arming_pause_ns(&first, 1 * S, 1 * S + 100 * US), 0);
+        struct arming_plan second = arming_plan(&arming, 1 * S, first.late_ns);
+        assert_in_range(second.arm_ns, 1 * S + 1 * MS, 1 * S + 2 * MS);
+    }
+    arming_ready(&arming, 100 * US); /* the longer one is armed for all the same */
+    struct arming_plan first = arming_plan(&arming, 1 * S, 1 * S);
+    assert_true(first.arm_ns < first.late_ns);
+    for (int i = 0; i < 20; i++) {
+        arming_ready(&arming, 100 * US);
+    }
+    struct arming_plan second = arming_plan(&arming, 1 * S, first.late_ns);
+    assert_in_range(second.arm_ns, 1 * S + 1 * MS, 1 * S + 2 * MS);
+}
+
 /* How many calls are not armed before the next one is. */
 static uint32_t skipped(struct arming *arming)
 {
@@ -227,6 +251,7 @@ int main(void)
         cmocka_unit_test(test_arming_pauses_grow_and_end_at_the_plan),
         cmocka_unit_test(test_arming_spins_for_a_bounded_time),
         cmocka_unit_test(test_arming_expects_the_last_two_kinds_of_wait),
+        cmocka_unit_test(test_arming_steady_waits_are_armed_once),
         cmocka_unit_test(test_arming_lapses_make_it_rarer),
         cmocka_unit_test(test_arming_one_that_ran_makes_up_for_all),
     };

@@ -92,9 +92,9 @@ static void test_engine_arm_comes_when_the_last_wait_was_over(void **state)
 {
     (void)state;
     wait_2_ms();
-    pass(2 * MS - FIRST_NS - 100 * US);
+    pass(2 * MS - FIRST_NS - 200 * US);
     assert_int_equal(paper.armed, 2);
-    pass(100 * US);
+    pass(200 * US);
     TURN_UNTIL(paper.armed == 3);
     assert_in_range(paper.wait_ns, 20 * US, 100 * US);
     say_ready(2);
