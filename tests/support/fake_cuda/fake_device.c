@@ -323,8 +323,11 @@ static int arch_of(const char *image)
     } else if (strncmp(image, "//", 2) == 0 || strncmp(image, ".version", 8) == 0) {
         name = strstr(image, "sm_");
     }
-    return name ? (int)strtol(name + 3, NULL, 10)
-                : attribute_of(CUDA_DEVICE_COMPUTE_MAJOR) * 10 + attribute_of(CUDA_DEVICE_COMPUTE_MINOR);
+    int arch = 0;
+    for (const char *at = name ? name + 3 : ""; *at >= '0' && *at <= '9'; at++) {
+        arch = 10 * arch + (*at - '0');
+    }
+    return arch != 0 ? arch : attribute_of(CUDA_DEVICE_COMPUTE_MAJOR) * 10 + attribute_of(CUDA_DEVICE_COMPUTE_MINOR);
 }
 
 int fake_cuModuleLoadDataEx(struct cuda_module **module, const void *image, unsigned int options_nr, int *options,
