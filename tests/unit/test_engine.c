@@ -337,7 +337,8 @@ static void test_engine_cancels_what_waits_and_only_that(void **state)
     TURN_UNTIL(paper.launched == ROOM);
     /* Launched: too late. */
     assert_false(stream_withdraw(stream, calls[0], CALL_WITHDRAWN_CANCEL));
-    assert_true(stream_withdraw(stream, calls[3], CALL_WITHDRAWN_CANCEL));
+    /* This one may be with the device for a moment, which refuses it. */
+    TURN_UNTIL(stream_withdraw(stream, calls[3], CALL_WITHDRAWN_CANCEL));
     assert_false(stream_withdraw(stream, calls[3], CALL_WITHDRAWN_CANCEL));
     TURN_UNTIL(done_nr == 1);
     assert_int_equal(done_ids[0], 3);
