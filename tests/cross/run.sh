@@ -39,11 +39,11 @@ if ! command -v qemu-aarch64-static >/dev/null 2>&1 && ! command -v qemu-aarch64
 fi
 # Not under the emulator. unit_conn: when a control message is cut, qemu-user leaves descriptors open that the kernel
 # would have closed. unit_jit_compile, unit_cuda_jit: their helper is /proc/self/exe, which is the emulator here.
-# unit_cuda_{arm,lanes,words}: it has no mremap from size 0. unit_ring_pages, unit_client_ring_restart: it keeps
+# unit_cuda_{arm,lanes,side,words}: it has no mremap from size 0. unit_ring_pages, unit_client_ring_restart: it keeps
 # mprotect and MADV_DONTFORK to itself. unit_buffer_table: it lets a load-acquire pass a store-release; with a fence in
 # between, which the architecture does not need, the test passes.
-left_out='unit_conn unit_jit_compile unit_cuda_jit unit_cuda_arm unit_cuda_lanes unit_cuda_words unit_ring_pages
-    unit_client_ring_restart unit_buffer_table'
+left_out='unit_conn unit_jit_compile unit_cuda_jit unit_cuda_arm unit_cuda_lanes unit_cuda_side unit_cuda_words
+    unit_ring_pages unit_client_ring_restart unit_buffer_table'
 # shellcheck disable=SC2086 # many words
 ctest --test-dir build/aarch64 -L 'unit|abi' -LE long -E "^($(echo $left_out | tr ' ' '|'))\$" \
     --output-on-failure --timeout 300 2>&1 | tee "$work/out"

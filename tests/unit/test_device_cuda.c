@@ -150,8 +150,9 @@ static void test_device_cuda_loads_and_launches_all_before_it_is_open(void **sta
     assert_int_equal(open_device(""), DEVICE_OK);
     uint64_t launches = fake_cuda_calls("cuLaunchKernel");
     assert_int_equal(fake_cuda_calls("cuModuleLoadDataEx"), 1);
-    /* The gate and the tail with the kernel for each vector. */
-    launches += fake_cuda_calls("cuLaunchKernelEx") - 2 * (CUDA_VECTORS_NR - 1);
+    /* The gate and the tail with the kernel for each vector; or the gate was looked for in vain (built-in PTX). */
+    uint64_t behind = fake_cuda_calls("cuLaunchKernelEx");
+    launches += behind > 0 ? behind - 2 * (CUDA_VECTORS_NR - 1) : 1;
     assert_int_equal(launches, fake_cuda_calls("cuModuleGetFunction"));
     assert_int_equal(fake_cuda_calls("cuStreamSynchronize"), 1);
     fake_cuda_ready();
