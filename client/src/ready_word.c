@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda_export.h"
 #include "mlacat_abi.h"
 
 /* What the driver gives by itself, so that a handle of it is a handle of nothing else. */
@@ -13,9 +14,8 @@
 struct block {
     SLIST_ENTRY(block) link;
     void *context;
-    unsigned long long address;
-    unsigned long long buffer_id; /* the driver's name for the memory, which it never gives again */
-    uint64_t used;                /* words; the rest is fixed */
+    struct cuda_piece memory;
+    uint64_t used; /* words; the rest is fixed */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of what follows; not held while a daemon is waited for */
@@ -23,30 +23,28 @@ static SLIST_HEAD(, block) blocks = SLIST_HEAD_INITIALIZER(blocks);
 
 /* ---------------------------------------------------------------------------------------------------- blocks */
 
-static bool read_buffer_id(const struct cuda_driver *cuda, unsigned long long address, unsigned long long *buffer_id)
-{
-    return cuda->cuPointerGetAttribute(buffer_id, CUDA_POINTER_BUFFER_ID, address) == CUDA_RESULT_OK;
-}
-
 /* A context may end before the process, and another one take its place. */
 static bool is_alive(const struct block *block, const struct cuda_driver *cuda)
 {
-    unsigned long long buffer_id = 0;
-    return read_buffer_id(cuda, block->address, &buffer_id) && buffer_id == block->buffer_id;
+    const struct cuda_asking asking = {.cuda = cuda}; /* the submit has begun one */
+    return cuda_asking_memory(&asking, &block->memory, 1, NULL) == CUDA_MEMORY_SAME;
 }
 
 static struct block *new_block(const struct cuda_driver *cuda, void *context)
 {
+    unsigned long long address = 0;
+    unsigned long long buffer_id = 0;
     struct block *block = calloc(1, sizeof(*block));
-    if (block == NULL || cuda->cuMemAlloc(&block->address, BLOCK_BYTES) != CUDA_RESULT_OK) {
+    if (block == NULL || cuda->cuMemAlloc(&address, BLOCK_BYTES) != CUDA_RESULT_OK) {
         free(block);
         return NULL;
     }
-    if (!read_buffer_id(cuda, block->address, &block->buffer_id)) {
-        cuda->cuMemFree(block->address);
+    if (cuda->cuPointerGetAttribute(&buffer_id, CUDA_POINTER_BUFFER_ID, address) != CUDA_RESULT_OK) {
+        cuda->cuMemFree(address);
         free(block);
         return NULL;
     }
+    block->memory = (struct cuda_piece){address, buffer_id};
     block->context = context;
     SLIST_INSERT_HEAD(&blocks, block, link);
     return block;
@@ -78,7 +76,7 @@ static struct mlacat_buffer *find_buffer(const struct mlacat_client *client, con
     struct mlacat_buffer *buffer;
     TAILQ_FOREACH(buffer, &client->buffers, link)
     {
-        if (buffer->ready_words == block->buffer_id) {
+        if (buffer->ready_words == block->memory.buffer_id) {
             break;
         }
     }
@@ -97,13 +95,13 @@ static struct mlacat_buffer *register_block(struct mlacat_client *client, const 
         struct error before = error_raised();
         client->registering_words = true;
         pthread_mutex_unlock(&client->lock);
-        mlacat_buffer_register_ptr(client, (const void *)(uintptr_t)block->address, BLOCK_BYTES, &buffer);
+        mlacat_buffer_register_ptr(client, (const void *)(uintptr_t)block->memory.address, BLOCK_BYTES, &buffer);
         error_raise(&before);
         pthread_mutex_lock(&client->lock);
         client->registering_words = false;
         pthread_cond_broadcast(&client->changed);
         if (buffer != NULL) {
-            buffer->ready_words = block->buffer_id;
+            buffer->ready_words = block->memory.buffer_id;
         }
     }
     pthread_mutex_unlock(&client->lock);
@@ -129,7 +127,7 @@ static struct ready_word take(struct mlacat_client *client, const struct cuda_dr
     if (buffer != NULL && block->used < BLOCK_WORDS) {
         word.buffer = buffer;
         word.offset_bytes = block->used++ * MLACAT_ABI_LINE;
-        word.address = block->address + word.offset_bytes;
+        word.address = block->memory.address + word.offset_bytes;
     }
     pthread_mutex_unlock(&lock);
     return word;
