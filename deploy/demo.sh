@@ -55,7 +55,7 @@ tries=0
 until "$ctl" ping >"$run_dir/ping" 2>&1; do
     kill -0 "$daemon_pid" 2>/dev/null || fail "the daemon did not start"
     tries=$((tries + 1))
-    [ $tries -lt 100 ] || fail "the daemon is not ready after 10 s: $(cat "$run_dir/ping")"
+    [ $tries -lt 600 ] || fail "the daemon is not ready after 60 s: $(cat "$run_dir/ping")"
     sleep 0.1
 done
 

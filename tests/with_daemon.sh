@@ -30,7 +30,7 @@ daemon_pid=$!
 tries=0
 until mlacatctl ping >"$XDG_RUNTIME_DIR/ping" 2>&1; do
     tries=$((tries + 1))
-    if [ $tries -ge 100 ] || ! kill -0 "$daemon_pid" 2>/dev/null; then
+    if [ $tries -ge 600 ] || ! kill -0 "$daemon_pid" 2>/dev/null; then
         cat "$XDG_RUNTIME_DIR/ping" "$XDG_RUNTIME_DIR/log"
         echo "with_daemon.sh: the daemon did not become ready"
         exit 1

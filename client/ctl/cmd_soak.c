@@ -26,7 +26,7 @@
 #define SLACK_FDS 4u
 #define SLACK_MAPPINGS 8u
 /* The service lets released memory go a moment later. */
-#define SETTLE_TRIES 50
+#define SETTLE_TRIES 500
 #define SETTLE_US 20000
 #define TEXT 48
 

@@ -30,7 +30,7 @@ daemon_pid=$!
 tries=0
 until "$ctl" ping >/dev/null 2>&1; do
     tries=$((tries + 1))
-    if [ $tries -ge 100 ] || ! kill -0 "$daemon_pid" 2>/dev/null; then
+    if [ $tries -ge 600 ] || ! kill -0 "$daemon_pid" 2>/dev/null; then
         fail "the daemon did not become ready"
     fi
     sleep 0.1

@@ -93,7 +93,7 @@ daemon_pid=$!
 tries=0
 until "$prefix/bin/mlacatctl" ping >/dev/null 2>&1; do
     tries=$((tries + 1))
-    if [ $tries -ge 100 ] || ! kill -0 "$daemon_pid" 2>/dev/null; then
+    if [ $tries -ge 600 ] || ! kill -0 "$daemon_pid" 2>/dev/null; then
         check "the installed daemon starts" sh -c "cat '$work/log'; false"
         finish
     fi
@@ -102,7 +102,7 @@ done
 check "the installed daemon starts" true
 check "the example built through pkg-config runs" ./example
 check "the example built through find_package runs" cmake/build/example
-check "mlacatctl drain" "$prefix/bin/mlacatctl" drain --wait 10
+check "mlacatctl drain" "$prefix/bin/mlacatctl" drain --wait 60
 rc=0
 wait "$daemon_pid" || rc=$?
 daemon_pid=''

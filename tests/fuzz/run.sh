@@ -38,7 +38,7 @@ fi
 
 # A finding is exit status 1: libFuzzer's own, 77, would say "skipped".
 fuzz() { # program, max_len, folder of inputs
-    "./$1" -max_total_time="$seconds" -max_len="$2" -timeout=5 -rss_limit_mb=512 -error_exitcode=1 \
+    "./$1" -max_total_time="$seconds" -max_len="$2" -timeout=20 -rss_limit_mb=512 -error_exitcode=1 \
         -timeout_exitcode=1 -print_final_stats=1 -verbosity=0 "$3"
     echo "$1: $seconds s without a finding"
 }
