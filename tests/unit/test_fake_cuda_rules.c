@@ -5,12 +5,14 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -258,33 +260,73 @@ static void test_fake_cuda_rules_after_ready(void **state)
 
 /* ---- closing ---- */
 
-static void pause_ms(long ms)
+/* In place of libc's, for the fake driver too: the machine may stop a process between any two calls, but not this
+ * clock. */
+static _Atomic uint64_t stopped_ns; /* 0: it goes */
+
+__attribute__((visibility("default"))) int clock_gettime(clockid_t clock, struct timespec *time)
 {
-    struct timespec time = {.tv_nsec = ms * 1000000};
-    nanosleep(&time, NULL);
+    uint64_t now_ns = stopped_ns;
+    if (now_ns == 0) {
+        return (int)syscall(SYS_clock_gettime, clock, time);
+    }
+    *time = (struct timespec){.tv_sec = (time_t)(now_ns / 1000000000), .tv_nsec = (long)(now_ns % 1000000000)};
+    return 0;
 }
 
-/* The first call after a quiet time may have come a moment ago. */
+static void pass_ms(uint64_t ms)
+{
+    stopped_ns += ms * 1000000;
+}
+
+/* Stops the clock. The first kernel after a quiet time counts when it is 10 ms old. */
+static void be_busy(void)
+{
+    struct timespec now;
+    must(clock_gettime(CLOCK_MONOTONIC, &now));
+    stopped_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+    must(launch(1, 0));
+    pass_ms(11);
+}
+
+static void free_another(void)
+{
+    cuda_address another;
+    must(fake_cuMemAlloc(&another, 4096));
+    must(fake_cuMemFree(another));
+}
+
+/* Before the kernel is so old that it is quiet again. The first close has its pace. */
+static void be_hasty(uint32_t closes)
+{
+    be_busy();
+    free_another();
+    for (uint32_t i = 0; i < closes; i++) {
+        pass_ms(2);
+        free_another();
+    }
+}
+
 static void close_fast(void)
 {
-    pause_ms(11);
-    must(fake_cuMemFree(memory[0]));
-    fake_cuMemFree(memory[1]);
+    be_hasty(FAKE_HASTE_MAX + 1);
 }
 
 static void close_and_unregister_fast(void)
 {
-    pause_ms(11);
-    must(fake_cuMemFree(memory[0]));
+    be_hasty(FAKE_HASTE_MAX);
     fake_cuMemHostUnregister(page);
 }
 
 static void close_at_pace(void)
 {
-    must(fake_cuMemFree(memory[0]));
-    pause_ms(11);
-    must(fake_cuMemFree(memory[1]));
-    pause_ms(11);
+    be_hasty(FAKE_HASTE_MAX);
+    for (int i = 0; i <= FAKE_HASTE_MAX; i++) {
+        must(launch(1, 0));
+        pass_ms(10);
+        free_another();
+    }
+    pass_ms(10);
     must(fake_cuMemHostUnregister(page));
 }
 
@@ -306,8 +348,9 @@ static void *free_second(void *unused)
 static void close_on_two_threads(void)
 {
     pthread_t thread;
+    be_busy();
     must(fake_cuMemFree(memory[0]));
-    pause_ms(11);
+    pass_ms(10);
     must(pthread_create(&thread, NULL, free_second, NULL));
     must(pthread_join(thread, NULL));
 }

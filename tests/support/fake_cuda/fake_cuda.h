@@ -25,7 +25,7 @@
  *     - after READY it loads and unloads no module, launches no kernel for the first time, waits for no stream. READY
  *       is the first import of memory, or fake_cuda_ready
  *     - while it has streams it closes, frees and unregisters memory on one thread, and 10 ms apart unless there was no
- *       kernel for a while
+ *       kernel for a while. A few in a row may come sooner: the thread can be stopped between its look and the call
  *     - a kernel waits for a word for 1 ms at most; only what waits for the launch before it begins before its turn
  *     - a launch covers what it should, its operands are aligned, and it reads and writes for about 1 ms at most
  *
@@ -41,6 +41,8 @@
 #include <stdint.h>
 
 #include "cuda_api.h"
+
+#define FAKE_HASTE_MAX 3 /* closes in a row that may come too soon */
 
 #pragma GCC visibility push(default)
 

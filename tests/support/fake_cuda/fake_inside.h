@@ -192,6 +192,7 @@ struct fake_state {
     bool control_known;
     pid_t control; /* the thread that closes */
     uint64_t closed_ns;
+    uint32_t hasty;         /* closes in a row without their pace */
     uint64_t launched_ns;   /* the last kernel, or its end */
     uint64_t busy_since_ns; /* the first one after a quiet time */
 };

@@ -105,8 +105,10 @@ void fake_begin_close(const char *call)
         uint64_t now_ns = fake_now_ns();
         bool quiet = fake_streams_idle() && now_ns - fake.launched_ns >= FAKE_QUIET_NS;
         quiet |= now_ns - fake.busy_since_ns < FAKE_PACE_NS; /* the daemon may not have seen the first call yet */
-        if (fake.control_known && !quiet && now_ns - fake.closed_ns < FAKE_PACE_NS) {
-            fake_break("%s less than 10 ms after the last of its kind", call);
+        bool hasty = fake.control_known && !quiet && now_ns - fake.closed_ns < FAKE_PACE_NS;
+        fake.hasty = hasty ? fake.hasty + 1 : 0;
+        if (fake.hasty > FAKE_HASTE_MAX) {
+            fake_break("%s less than 10 ms after the last of its kind, %u times in a row", call, fake.hasty);
         }
         fake.control_known = true;
         fake.control = gettid();
