@@ -13,8 +13,25 @@
  * kernel until the completion comes. So all streams are in use, but the machine needs a CPU for each process at most:
  * with 64 threads that spin on 16 CPUs the times would be those of the test's own turns on a CPU. "client" is what a
  * caller sees and what is judged: its own system calls and its wake-up are in it, in both phases alike. "daemon" is
- * from the daemon's receipt to the end of the call, as the completion tells; a maximum that is in the first and not in
- * the second was made by the scheduler. "machine" is how late threads run again that do nothing but sleep for 200 us.
+ * from the daemon's receipt to the end of the call, as the completion tells. "machine" is how late threads run again
+ * that do nothing but sleep for 200 us, wherever the scheduler puts them; "each CPU" the same with one bound to each.
+ *
+ * The rule for a call of more than 3 ms. It fails the test, unless the machine held threads up at that moment:
+ *
+ *     the call's time - the machine's part of a sleeping thread's lateness within the call's time <= 3 ms
+ *
+ * Of a thread that was late, two things can be ours: it was awake and waited while our processes (the daemon, the
+ * clients, the meters) filled the CPUs, or they had used up the quota of the cgroup. The first can not have lasted
+ * longer than the thread waited on a run queue, nor longer than the CPU time that our processes used from before its
+ * sleep until it ran, divided by the CPUs on which it may run: they need that much to fill them all. So
+ *
+ *     the machine's part = lateness - the lesser of (its wait on a run queue, CPU time of ours / CPUs)
+ *
+ * and 0 if the cgroup's quota was used up meanwhile. A daemon that crowds the CPUs excuses nothing thereby. (A thread
+ * that the scheduler leaves to wait while another CPU is free was held up by the machine.) What can not be read counts
+ * as ours, but for the quota: where no cgroup tells of one there is none. One call in 100,000 may be excused, at least
+ * one and at most 32; more than that fail, whoever made them. All of this is of the time beside the bad ones; the calls
+ * alone are not judged, but their longest ones are printed too.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +39,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "cpus.h"
 #include "gpu_memory.h"
 #include "isolation.h"
 #include "require.h"
@@ -29,8 +47,6 @@
 
 #define SECONDS 300
 #define ALONE_SECONDS_MIN 5
-#define RATIO_MAX 1.5
-#define LONGEST_NS 3000000u
 
 static struct child good[ISOLATION_PROCESSES_MAX];
 static struct isolation_process process[ISOLATION_PROCESSES_MAX];
@@ -48,91 +64,22 @@ static struct isolation *share_table(void)
     return memory;
 }
 
-/* ------------------------------------------------------------------------------------------------------- the report */
-
-static void add(struct isolation_times *sum, const struct isolation_times *one)
-{
-    for (int i = 0; i < HISTOGRAM_BUCKETS; i++) {
-        sum->histogram.counts[i] += one->histogram.counts[i];
-    }
-    sum->histogram.total += one->histogram.total;
-    sum->max_ns = one->max_ns > sum->max_ns ? one->max_ns : sum->max_ns;
-}
-
-static struct isolation_times sum_of(const struct isolation *shared, int phase, bool daemon)
-{
-    struct isolation_times sum = {0};
-    for (int i = 0; i < shared->processes; i++) {
-        const struct isolation_row *row = &shared->row[i];
-        add(&sum, daemon ? &row->daemon[phase] : &row->client[phase]);
-    }
-    return sum;
-}
-
-static struct isolation_times machine_of(const struct isolation *shared, int phase)
-{
-    struct isolation_times sum = {0};
-    for (int i = 0; i < ISOLATION_METERS; i++) {
-        add(&sum, &shared->machine[i][phase]);
-    }
-    return sum;
-}
-
-static void print_times(const char *phase, const char *where, const struct isolation_times *times)
-{
-    printf("%-10s %-8s %12lu %9.1f %9.1f %9.1f %9.1f\n", phase, where, (unsigned long)times->histogram.total,
-           (double)histogram_quantile(&times->histogram, 0.5) / 1e3,
-           (double)histogram_quantile(&times->histogram, 0.99) / 1e3,
-           (double)histogram_quantile(&times->histogram, 0.999) / 1e3, (double)times->max_ns / 1e3);
-}
-
-static void print_phase(const struct isolation *shared, const char *name, int phase)
-{
-    struct isolation_times client = sum_of(shared, phase, false);
-    struct isolation_times daemon = sum_of(shared, phase, true);
-    struct isolation_times machine = machine_of(shared, phase);
-    print_times(name, "client", &client);
-    print_times(name, "daemon", &daemon);
-    print_times(name, "machine", &machine);
-}
-
-static void print_bad(const struct isolation *shared)
-{
-    unsigned long refusals = (unsigned long)shared->refusals;
-    printf("beside them: %lu calls that never run, %lu in rings, cancelled and given again; %lu registrations and "
-           "calls that bring their memory, %lu refused\n",
-           (unsigned long)shared->gated, (unsigned long)shared->gated_in_rings, (unsigned long)shared->registrations,
-           refusals);
-    if (refusals > 0) {
-        printf("the last refusal: %s\n", shared->refusal);
-    }
-}
-
-static bool report(const struct isolation *shared)
-{
-    struct isolation_times alone = sum_of(shared, ISOLATION_ALONE, false);
-    struct isolation_times together = sum_of(shared, ISOLATION_TOGETHER, false);
-    struct isolation_times machine = machine_of(shared, ISOLATION_TOGETHER);
-    double ratio =
-        (double)histogram_quantile(&together.histogram, 0.99) / (double)histogram_quantile(&alone.histogram, 0.99);
-    printf("%-10s %-8s %12s %9s %9s %9s %9s\n", "", "", "times", "p50 us", "p99 us", "p99.9 us", "max us");
-    print_phase(shared, "alone", ISOLATION_ALONE);
-    print_phase(shared, "together", ISOLATION_TOGETHER);
-    print_bad(shared);
-    bool steady = ratio <= RATIO_MAX;
-    bool prompt = together.max_ns <= LONGEST_NS;
-    printf("p99 together / alone: %.2f (at most %.1f): %s\n", ratio, RATIO_MAX, steady ? "ok" : "FAILED");
-    printf("longest call: %.2f ms (at most %.0f): %s; alone %.2f ms; a thread that only sleeps was late by %.2f ms\n",
-           (double)together.max_ns / 1e6, (double)LONGEST_NS / 1e6, prompt ? "ok" : "FAILED",
-           (double)alone.max_ns / 1e6, (double)machine.max_ns / 1e6);
-    if (gpu_memory_is_fake()) {
-        printf("not judged: these are figures of the CPU that plays the GPU\n");
-        steady = prompt = true;
-    }
-    return steady && prompt && alone.histogram.total > 0 && together.histogram.total > 0;
-}
-
 /* ---------------------------------------------------------------------------------------------------------- running */
+
+/* A process whose use of CPUs counts as ours. */
+static void start(struct isolation *shared, struct child *child, void (*main)(void *arg), struct isolation_process *arg)
+{
+    child_start(child, main, arg);
+    isolation_use_add(&shared->users, child->pid);
+}
+
+static void measure(struct isolation *shared, int phase, uint64_t ms)
+{
+    isolation_kernel_read(&shared->before[phase], &shared->users, shared->daemon);
+    atomic_store(&shared->phase, phase);
+    pass_time(ms);
+    isolation_kernel_read(&shared->after[phase], &shared->users, shared->daemon);
+}
 
 static void run(struct isolation *shared, uint64_t seconds)
 {
@@ -145,25 +92,23 @@ static void run(struct isolation *shared, uint64_t seconds)
     uint64_t alone = seconds / 5 > least ? seconds / 5 : least;
     for (int i = 0; i < shared->processes; i++) {
         process[i] = (struct isolation_process){shared, i};
-        child_start(&good[i], isolation_good, &process[i]);
+        start(shared, &good[i], isolation_good, &process[i]);
     }
     for (int i = 0; i < shared->processes; i++) {
         child_wait_ready(&good[i]);
     }
-    child_start(&machine, isolation_machine, &bad);
+    start(shared, &machine, isolation_machine, &bad);
     child_wait_ready(&machine);
     pass_time(500);
-    atomic_store(&shared->phase, ISOLATION_ALONE);
-    pass_time(alone * 1000);
+    measure(shared, ISOLATION_ALONE, alone * 1000);
     atomic_store(&shared->phase, ISOLATION_READY);
-    child_start(&silent, isolation_silent, &bad);
-    child_start(&never_ready, isolation_never_ready, &bad);
-    child_start(&registering, isolation_registering, &bad);
+    start(shared, &silent, isolation_silent, &bad);
+    start(shared, &never_ready, isolation_never_ready, &bad);
+    start(shared, &registering, isolation_registering, &bad);
     child_wait_ready(&silent);
     child_wait_ready(&never_ready);
     child_wait_ready(&registering);
-    atomic_store(&shared->phase, ISOLATION_TOGETHER);
-    pass_time(seconds * 1000);
+    measure(shared, ISOLATION_TOGETHER, seconds * 1000);
     atomic_store(&shared->phase, ISOLATION_END);
     for (int i = 0; i < shared->processes; i++) {
         child_join(&good[i]);
@@ -219,8 +164,11 @@ int main(int argc, char *argv[])
     snprintf(device, sizeof(device), "device = %s\n", gpu_memory_device()); /* and ends here where there is no GPU */
     server_start(&server, device);
     shared->socket = server.socket;
+    shared->daemon = server.pid;
+    shared->cpus = (int)cpus_usable();
+    isolation_use_add(&shared->users, server.pid);
     run(shared, seconds);
-    bool good_enough = report(shared);
+    bool good_enough = isolation_report(shared);
     if (!good_enough) {
         server_show_log(&server);
     }

@@ -11,13 +11,19 @@
 #define MLACAT_TESTS_ISOLATION_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "histogram.h"
+#include "isolation_kernel.h"
+#include "isolation_verdict.h"
 
 #define ISOLATION_PROCESSES_MAX 32
 #define ISOLATION_STREAMS_MAX 64 /* of one process */
-#define ISOLATION_METERS 4
+#define ISOLATION_FREE_METERS 4
+#define ISOLATION_BOUND_METERS_MAX 32
+#define ISOLATION_METERS_MAX (ISOLATION_FREE_METERS + ISOLATION_BOUND_METERS_MAX)
 #define ISOLATION_TEXT_BYTES 200
 
 /* Each is measured by itself. READY: the bad ones are being started. */
@@ -39,6 +45,8 @@ struct isolation_row {
     _Atomic int step;                                /* how often the process has met the others */
     struct isolation_times client[ISOLATION_PHASES]; /* from before the send to after the receipt */
     struct isolation_times daemon[ISOLATION_PHASES]; /* from the daemon's receipt to the end, as it says */
+    uint64_t over[ISOLATION_PHASES];                 /* calls that took longer than ISOLATION_LONGEST_NS */
+    struct isolation_longest longest[ISOLATION_PHASES];
 };
 
 struct isolation {
@@ -46,6 +54,9 @@ struct isolation {
     int processes;
     int streams; /* of one process */
     int depth;   /* calls that a process has in flight, each on another of its streams */
+    int cpus;    /* that the processes may use */
+    pid_t daemon;
+    struct isolation_users users;
     _Atomic int phase;
     _Atomic uint64_t registrations;     /* of the process that registers; a call with its own memory counts as one */
     _Atomic uint64_t refusals;          /* of its requests: RESOURCE_EXHAUSTED */
@@ -53,7 +64,11 @@ struct isolation {
     _Atomic uint64_t gated;             /* calls of the one that never signals */
     _Atomic uint64_t gated_in_rings;    /* of the one whose rings are never ready */
     struct isolation_row row[ISOLATION_PROCESSES_MAX];
-    struct isolation_times machine[ISOLATION_METERS][ISOLATION_PHASES]; /* how much longer than asked for they slept */
+    struct isolation_kernel before[ISOLATION_PHASES]; /* as a phase began, and as it ended; the parent's */
+    struct isolation_kernel after[ISOLATION_PHASES];
+    int meters; /* threads that sleep: first those that run on any CPU, then one for each CPU */
+    struct isolation_times machine[ISOLATION_METERS_MAX][ISOLATION_PHASES]; /* how much longer than asked they slept */
+    struct isolation_lates lates[ISOLATION_METERS_MAX][ISOLATION_PHASES];
 };
 
 struct isolation_process {
@@ -76,7 +91,10 @@ void isolation_silent(void *arg);
 void isolation_never_ready(void *arg);
 /* Registers and releases buffers, and has memory imported for single calls, as fast as it gets answers. */
 void isolation_registering(void *arg);
-/* A few threads that only sleep, for a moment each time. */
+/* Threads that only sleep, for a moment each time. */
 void isolation_machine(void *arg);
+
+/* When all have ended: prints what was measured. False: not as it should be. */
+bool isolation_report(const struct isolation *shared);
 
 #endif

@@ -23,6 +23,7 @@ static const struct {
 
 static struct {
     struct isolation *shared;
+    int index;
     struct raw raw;
     struct share memory;
     struct ref buffer;
@@ -92,6 +93,15 @@ static const Mlacat__V1__Completions *receive(void)
 
 /* -------------------------------------------------------------------------------------------------------- measuring */
 
+static void note(struct isolation_row *row, int phase, const struct isolation_call *call)
+{
+    uint64_t ns = call->end_ns - call->begin_ns;
+    isolation_note(&row->client[phase], ns);
+    isolation_note(&row->daemon[phase], call->queue_ns + call->device_ns);
+    isolation_keep_call(&row->longest[phase], call);
+    row->over[phase] += ns > ISOLATION_LONGEST_NS;
+}
+
 /* Takes one packet; returns how many calls ended. */
 static int take_completions(struct isolation_row *row, int phase)
 {
@@ -100,8 +110,13 @@ static int take_completions(struct isolation_row *row, int phase)
     for (size_t i = 0; i < done->n_completions; i++) {
         const Mlacat__V1__Completion *one = done->completions[i];
         REQUIRE(!one->status, "%s", one->status->message);
-        isolation_note(&row->client[phase], now_ns - good.sent_ns[one->call_id]);
-        isolation_note(&row->daemon[phase], one->queue_ns + one->device_ns);
+        const struct isolation_call call = {.begin_ns = good.sent_ns[one->call_id],
+                                            .end_ns = now_ns,
+                                            .queue_ns = one->queue_ns,
+                                            .device_ns = one->device_ns,
+                                            .process = good.index,
+                                            .stream = (int)one->call_id};
+        note(row, phase, &call);
     }
     return (int)done->n_completions;
 }
@@ -189,6 +204,7 @@ void isolation_good(void *arg)
     const struct isolation_process *process = arg;
     struct isolation_row *row = &process->shared->row[process->index];
     good.shared = process->shared;
+    good.index = process->index;
     open_all();
     poison();
     child_ready();

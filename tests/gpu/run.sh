@@ -132,7 +132,7 @@ tell() { # show | quiet, name
     echo "== $mode: $2: $how, $took s"
     if [ "$rc" -ne 0 ] && [ "$rc" -ne 77 ]; then
         failed=1
-        grep -v '^\[ *\(RUN\|OK\|  *OK\) *\]' "$log" | grep -v 'level=info' | tail -n 25 | cut -c 1-400 | sed 's/^/   /'
+        grep -v '^\[ *\(RUN\|OK\|  *OK\) *\]' "$log" | grep -v 'level=info' | tail -n 50 | cut -c 1-400 | sed 's/^/   /'
     elif [ "$1" = show ]; then
         grep -v '^time=' "$log" | sed 's/^/   /'
     else
