@@ -120,8 +120,10 @@ static enum device_answer paper_submit(struct device_stream *stream, const struc
     uint32_t taken = 0;
     assert_false(stream->armed);
     while (paper.held || paper.held_fence == stream->words.fence) {
+        paper.holding = 1;
         sched_yield();
     }
+    paper.holding = 0;
     if (paper.refuse_nr > 0 && !calls[0].signal_only) {
         paper.refuse_nr--;
         *nr = 0;

@@ -38,6 +38,7 @@ struct paper {
     _Atomic uint64_t import_at;       /* likewise its place in its allocation */
     _Atomic int held;                 /* submit does not return */
     _Atomic(const void *) held_fence; /* the same for the stream with this fence only */
+    _Atomic int holding;              /* submit is held now */
     _Atomic int failed_early;         /* `failed` when the last call was launched */
     _Atomic int released;
     _Atomic int pages;

@@ -20,7 +20,7 @@
 
 static int setup(void **state)
 {
-    *state = scene_open((struct fake_mode){0}, MLACAT_DISPATCH_THREAD, 1000);
+    *state = scene_open((struct fake_mode){0}, MLACAT_DISPATCH_THREAD);
     return 0;
 }
 
@@ -63,7 +63,7 @@ static void test_client_connect_gives_the_pidfd_back(void **state)
     struct scene *f = *state;
     int before = count_event_fds();
     assert_true(before > 0);
-    struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_THREAD, 0);
+    struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_THREAD);
     assert_int_equal(count_event_fds(), before + 1);
     mlacat_disconnect(other);
     assert_int_equal(count_event_fds(), before);
@@ -214,7 +214,7 @@ static void test_client_run_returns_the_result(void **state)
 static void test_client_submit_refuses_what_only_it_can_see(void **state)
 {
     struct scene *f = *state;
-    struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_THREAD, 0);
+    struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_THREAD);
     struct mlacat_buffer *foreign;
     uint64_t id;
     assert_int_equal(mlacat_buffer_alloc(other, "host", 64, &foreign), MLACAT_OK);

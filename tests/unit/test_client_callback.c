@@ -57,7 +57,7 @@ static struct scene *set_up(enum mlacat_dispatch dispatch)
     memset(&seen, 0, sizeof(seen));
     pthread_mutex_init(&seen.lock, NULL);
     pthread_cond_init(&seen.changed, NULL);
-    struct scene *f = scene_open((struct fake_mode){0}, dispatch, 300);
+    struct scene *f = scene_open((struct fake_mode){0}, dispatch);
     f->call.done = on_done;
     f->call.user = f;
     return f;

@@ -77,7 +77,7 @@ static int setup(void **state)
 {
     memset(&gpu, 0, sizeof(gpu));
     gpu.mode = MODE_GLOBAL;
-    *state = scene_open((struct fake_mode){0}, MLACAT_DISPATCH_CALLER, 2000);
+    *state = scene_open((struct fake_mode){0}, MLACAT_DISPATCH_CALLER);
     return 0;
 }
 
@@ -169,7 +169,7 @@ static void test_client_event_is_refused_with_its_cause(void **state)
 static void test_client_event_of_another_client_is_refused(void **state)
 {
     struct scene *f = *state;
-    struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_CALLER, 2000);
+    struct mlacat_client *other = fake_client(f->fake, MLACAT_DISPATCH_CALLER);
     struct mlacat_call call = fake_call(f->buffer);
     call.wait = must_register(other);
     assert_int_equal(mlacat_run(f->stream, &call, NULL), MLACAT_INVALID_ARGUMENT);
@@ -185,7 +185,7 @@ static void test_client_event_is_refused_on_a_ring(void **state)
     struct mlacat_buffer *buffer;
     fake_set(f->fake, (struct fake_mode){.rings = true});
     fake_sync(f->fake);
-    struct mlacat_client *client = fake_client(f->fake, MLACAT_DISPATCH_THREAD, 2000);
+    struct mlacat_client *client = fake_client(f->fake, MLACAT_DISPATCH_THREAD);
     assert_int_equal(mlacat_stream_open(client, NULL, &stream), MLACAT_OK);
     assert_int_equal(mlacat_buffer_alloc(client, NULL, 4096, &buffer), MLACAT_OK);
     struct mlacat_call call = fake_call(buffer);

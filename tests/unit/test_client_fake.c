@@ -89,6 +89,14 @@ static void register_buffer(struct fake *fake, int fd, const Mlacat__V1__Envelop
     }
 }
 
+static void note_register(struct fake *fake)
+{
+    fake->seen.registers++;
+    if (fake->mode.registering != NULL) {
+        fake->mode.registering();
+    }
+}
+
 static void submit(struct fake *fake, int fd, const Mlacat__V1__Submit *body)
 {
     uint64_t ids[256];
@@ -185,8 +193,7 @@ static void handle(struct fake *fake, int index, const Mlacat__V1__Envelope *req
         }
         break;
     case MLACAT__V1__ENVELOPE__BODY_REGISTER_BUFFER:
-        fake->seen.registers++;
-        poll(NULL, 0, (int)fake->mode.slow_ms);
+        note_register(fake);
         if (!refuse(fake, fd, id, fake->mode.refuse_register)) {
             register_buffer(fake, fd, request, passed);
         }
@@ -513,13 +520,14 @@ void fake_send_raw(struct fake *fake, const void *bytes, size_t size, int fd)
     pthread_mutex_unlock(&fake->lock);
 }
 
-struct mlacat_client *fake_client(struct fake *fake, enum mlacat_dispatch dispatch, uint32_t reconnect_timeout_ms)
+struct mlacat_client *fake_client(struct fake *fake, enum mlacat_dispatch dispatch)
 {
     struct mlacat_connect_options options = {.size = sizeof(options),
                                              .socket = fake->path,
                                              .name = "test",
                                              .dispatch = dispatch,
-                                             .reconnect_timeout_ms = reconnect_timeout_ms};
+                                             .connect_timeout_ms = FAKE_PATIENCE_MS,
+                                             .reconnect_timeout_ms = FAKE_PATIENCE_MS};
     struct mlacat_client *client;
     if (mlacat_connect(&options, &client) != MLACAT_OK) {
         say_give_up(mlacat_error_message());

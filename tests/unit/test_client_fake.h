@@ -19,6 +19,8 @@
 
 #define FAKE_CONNECTIONS 8
 #define FAKE_CALLS 8192
+/* Of its clients, to connect and to connect again: what comes, if a busy machine lets it, comes before this is over. */
+#define FAKE_PATIENCE_MS 60000
 
 struct fake;
 
@@ -36,15 +38,15 @@ enum fake_register {
 
 /* How it answers from now on. */
 struct fake_mode {
-    bool hold;            /* keep calls until fake_release */
-    bool refuse_hello;    /* say `code` and close */
-    bool refuse_open;     /* answer OpenStream with `code` */
-    bool refuse_register; /* answer RegisterBuffer with `code` */
-    bool refuse_event;    /* answer RegisterEvent with `code` */
-    bool old;             /* has no features: a message of one aborts */
-    bool deaf;            /* read nothing */
-    bool ignore;          /* read requests other than Hello, answer none */
-    unsigned slow_ms;     /* take so long for each RegisterBuffer */
+    bool hold;                 /* keep calls until fake_release */
+    bool refuse_hello;         /* say `code` and close */
+    bool refuse_open;          /* answer OpenStream with `code` */
+    bool refuse_register;      /* answer RegisterBuffer with `code` */
+    bool refuse_event;         /* answer RegisterEvent with `code` */
+    bool old;                  /* has no features: a message of one aborts */
+    bool deaf;                 /* read nothing */
+    bool ignore;               /* read requests other than Hello, answer none */
+    void (*registering)(void); /* called before each answer to RegisterBuffer; NULL: nothing */
     enum fake_register register_reply;
     enum mlacat_status code;  /* of the refusals and of every call (0: OK) */
     enum mlacat_scope scope;  /* with `code` of calls */
@@ -101,8 +103,8 @@ struct rings *fake_rings(struct fake *fake);
 /* Says that the process of the daemon has ended: its pidfd is readable from now on. */
 void fake_exit(struct fake *fake);
 
-/* A client of it. */
-struct mlacat_client *fake_client(struct fake *fake, enum mlacat_dispatch dispatch, uint32_t reconnect_timeout_ms);
+/* A client of it, which waits FAKE_PATIENCE_MS for it. */
+struct mlacat_client *fake_client(struct fake *fake, enum mlacat_dispatch dispatch);
 /* A call of op concat_mla_k over one buffer: [1,2,3] and [1,1,3] -> [1,2,6]. */
 struct mlacat_call fake_call(struct mlacat_buffer *buffer);
 

@@ -17,8 +17,7 @@
 #include "test_client_watched.h"
 #include "timing.h"
 
-/* The promise is 300 ms; a busy machine gets room. */
-#define FOUND_MS 2000
+#define FOUND_MS 300 /* the promise: the thread sleeps shorter, for what it does then takes time too */
 
 static void test_client_memory_freed_is_unregistered_soon(void **state)
 {
@@ -26,10 +25,12 @@ static void test_client_memory_freed_is_unregistered_soon(void **state)
     struct mlacat_buffer *freed = register_at(f, AT(1), 4096);
     struct mlacat_buffer *kept = register_at(f, AT(2), 4096);
     expect_usable(f, freed);
-    int64_t begin = timing_now();
+    while (gpu.longest_wait_ns == 0) {
+        sched_yield();
+    }
     reuse(1);
     fake_await_unregisters(f->fake, 1);
-    assert_true(timing_now() - begin < FOUND_MS * TIMING_MS);
+    assert_in_range(gpu.longest_wait_ns, 1, FOUND_MS / 2 * TIMING_MS);
     expect_broken(f, freed);
     expect_usable(f, kept);
     mlacat_buffer_release(freed);

@@ -16,7 +16,7 @@
 
 static int setup(void **state)
 {
-    *state = scene_open((struct fake_mode){.rings = true}, MLACAT_DISPATCH_THREAD, 1000);
+    *state = scene_open((struct fake_mode){.rings = true}, MLACAT_DISPATCH_THREAD);
     return 0;
 }
 
@@ -67,7 +67,7 @@ static void test_client_ring_a_daemon_without(void **state)
     struct mlacat_stream *stream;
     fake_set(f->fake, (struct fake_mode){0});
     fake_sync(f->fake);
-    struct mlacat_client *client = fake_client(f->fake, MLACAT_DISPATCH_THREAD, 0);
+    struct mlacat_client *client = fake_client(f->fake, MLACAT_DISPATCH_THREAD);
     assert_int_equal(open_with(client, MLACAT_TRANSPORT_RING, &stream), MLACAT_UNIMPLEMENTED);
     assert_int_equal(open_with(client, MLACAT_TRANSPORT_AUTO, &stream), MLACAT_OK);
     assert_int_equal(mlacat_stream_transport(stream), MLACAT_TRANSPORT_MESSAGE);
@@ -78,7 +78,7 @@ static void test_client_ring_not_for_callers_that_dispatch(void **state)
 {
     struct scene *f = *state;
     struct mlacat_stream *stream;
-    struct mlacat_client *client = fake_client(f->fake, MLACAT_DISPATCH_CALLER, 0);
+    struct mlacat_client *client = fake_client(f->fake, MLACAT_DISPATCH_CALLER);
     assert_int_equal(open_with(client, MLACAT_TRANSPORT_RING, &stream), MLACAT_FAILED_PRECONDITION);
     assert_non_null(strstr(mlacat_error_message(), "MLACAT_DISPATCH_THREAD"));
     assert_int_equal(open_with(client, MLACAT_TRANSPORT_AUTO, &stream), MLACAT_OK);

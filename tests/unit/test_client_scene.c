@@ -7,12 +7,12 @@
 
 #include <cmocka.h>
 
-struct scene *scene_open(struct fake_mode mode, enum mlacat_dispatch dispatch, uint32_t reconnect_timeout_ms)
+struct scene *scene_open(struct fake_mode mode, enum mlacat_dispatch dispatch)
 {
     static struct scene scene;
     scene.fake = fake_start();
     fake_set(scene.fake, mode);
-    scene.client = fake_client(scene.fake, dispatch, reconnect_timeout_ms);
+    scene.client = fake_client(scene.fake, dispatch);
     assert_int_equal(mlacat_stream_open(scene.client, NULL, &scene.stream), MLACAT_OK);
     assert_int_equal(mlacat_buffer_alloc(scene.client, "host", 4096, &scene.buffer), MLACAT_OK);
     scene.rings = fake_rings(scene.fake);

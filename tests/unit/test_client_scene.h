@@ -23,7 +23,7 @@ struct scene {
     struct mlacat_call call;
 };
 
-struct scene *scene_open(struct fake_mode mode, enum mlacat_dispatch dispatch, uint32_t reconnect_timeout_ms);
+struct scene *scene_open(struct fake_mode mode, enum mlacat_dispatch dispatch);
 int scene_close(void **state);
 
 #endif

@@ -16,7 +16,7 @@
 #include "client.h"
 #include "test_client_scene.h"
 
-#define WATCHDOG_SECONDS 20
+#define WATCHDOG_SECONDS 50
 
 enum { CALLS = 2000 }; /* more packets than a socket takes */
 
@@ -42,7 +42,7 @@ static int setup(void **state)
     struct sigaction action = {.sa_handler = on_interrupt}; /* without SA_RESTART */
     side.timeout_us = -1;
     side.submitted = 0;
-    *state = scene_open((struct fake_mode){.hold = true, .stream_calls = CALLS + 1}, MLACAT_DISPATCH_THREAD, 5000);
+    *state = scene_open((struct fake_mode){.hold = true, .stream_calls = CALLS + 1}, MLACAT_DISPATCH_THREAD);
     sigaction(SIGUSR1, &action, NULL);
     alarm(WATCHDOG_SECONDS);
     return 0;

@@ -14,6 +14,8 @@
 #include <cuda_driver.h> /* the client's; beside this file is one of the daemon's tests */
 
 #include "client.h"
+#include "client_clock.h"
+#include "timing.h"
 
 /* ------------------------------------------------------------------------------------------------------ the driver */
 
@@ -161,19 +163,33 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
     return gpu.exhausted ? EAGAIN : __real_pthread_create(thread, attributes, run, user);
 }
 
+int __wrap_pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until);
+int __real_pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until);
+
+int __wrap_pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until)
+{
+    int64_t ns = (int64_t)until->tv_sec * 1000000000 + until->tv_nsec - timing_now();
+    if (!pthread_equal(pthread_self(), gpu.test) && ns > gpu.longest_wait_ns) {
+        gpu.longest_wait_ns = ns;
+    }
+    return __real_pthread_cond_timedwait(cond, mutex, until);
+}
+
 /* ------------------------------------------------------------------------------------------------------ the client */
 
 static int set_up(void **state, struct fake_mode mode, enum mlacat_dispatch dispatch)
 {
+    client_clock_reset();
     for (unsigned i = 0; i < PIECES; i++) {
         gpu.id[i] = i + 1;
     }
     gpu.result = 0;
     gpu.asked = gpu.unrelaxed = 0;
+    gpu.longest_wait_ns = 0;
     gpu.legacy = true;
     gpu.exhausted = false;
     gpu.test = pthread_self();
-    struct scene *f = scene_open(mode, dispatch, 300);
+    struct scene *f = scene_open(mode, dispatch);
     memcpy(f->client->server.devices[0].uuid, DEVICE, sizeof(DEVICE));
     *state = f;
     return 0;

@@ -27,13 +27,14 @@
 
 /* Chunks of GPU memory side by side, each an allocation of its own. */
 struct watched_gpu {
-    _Atomic uint64_t id[PIECES]; /* BUFFER_ID; 0: nothing is there */
-    _Atomic int result;          /* of every question; not 0: it fails */
-    _Atomic unsigned asked;      /* about BUFFER_ID */
-    _Atomic unsigned unrelaxed;  /* asked in a thread whose capture mode was not relaxed */
-    _Atomic bool legacy;         /* cudaMalloc, not cuMemCreate */
-    _Atomic bool exhausted;      /* no thread can be made */
-    pthread_mutex_t gate;        /* who holds it stops questions of other threads than the test's */
+    _Atomic uint64_t id[PIECES];     /* BUFFER_ID; 0: nothing is there */
+    _Atomic int result;              /* of every question; not 0: it fails */
+    _Atomic unsigned asked;          /* about BUFFER_ID */
+    _Atomic unsigned unrelaxed;      /* asked in a thread whose capture mode was not relaxed */
+    _Atomic bool legacy;             /* cudaMalloc, not cuMemCreate */
+    _Atomic bool exhausted;          /* no thread can be made */
+    _Atomic int64_t longest_wait_ns; /* of the other threads than the test's, with a limit */
+    pthread_mutex_t gate;            /* who holds it stops questions of other threads than the test's */
     pthread_t test;
 };
 extern struct watched_gpu gpu;

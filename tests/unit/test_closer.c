@@ -20,8 +20,8 @@
 #include "closer.h"
 #include "lingering.h"
 
-#define FLUSH_MS 5000 /* less than a lingering close takes by itself */
-#define QUICK_MS 500
+#define FLUSH_MS (LINGERING_SECONDS * 1000 - 2000) /* less than a lingering close takes by itself */
+#define QUICK_MS FLUSH_MS
 #define USER 7
 
 int __real_clock_gettime(clockid_t clock, struct timespec *time);

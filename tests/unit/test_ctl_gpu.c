@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mlacatctl's use of the driver, on the fake one: which GPU, memory there and back, and each failure by its name. */
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +16,6 @@
 #include "fake_cuda.h"
 #include "gpu.h"
 #include "gpu_kernel.h"
-#include "measure.h"
 
 #define UUID "GPU-fafafafa-fafa-fafa-fafa-fafafafafa"
 #define BYTES 10000
@@ -111,23 +114,42 @@ static void test_ctl_gpu_memory_fails_by_name(void **state)
     gpu_close(&gpu);
 }
 
+static atomic_bool ran;
+static atomic_bool waited;
+
+/* Runs the kernel, and what is behind it, when somebody asks for its end. */
+static void *run_when_asked(void *unused)
+{
+    while (fake_cuda_calls("cuEventQuery") < 2 && !atomic_load(&waited))
+        sched_yield();
+    atomic_store(&ran, true);
+    fake_cuda_run(UINT_MAX);
+    return unused;
+}
+
 /* Nobody waits at the launch; the wait ends with what was launched. */
 static void test_ctl_gpu_kernel_is_waited_for(void **state)
 {
     struct gpu_kernel kernel;
-    uint64_t ns = 200000000; /* this thread gets a CPU in that time, to look whether the launch is under way */
+    uint64_t ns = 0;
     void *parameters[] = {&ns};
+    pthread_t thread;
     (void)state;
-    fake_cuda_behave("");
+    atomic_store(&ran, false);
+    atomic_store(&waited, false);
+    fake_cuda_behave("manual");
     assert_true(gpu_open(&gpu, UUID "00"));
     assert_false(gpu_kernel_open(&kernel, &gpu, ".version", "no_such_kernel"));
     assert_error("cuModuleGetFunction");
     assert_true(gpu_kernel_open(&kernel, &gpu, ".version", "mlacat_spin"));
-    uint64_t begin = measure_now_ns();
     assert_true(gpu_kernel_launch(&kernel, 1, 32, parameters));
     assert_int_equal(fake_cuda_live().pending, 1);
+    assert_int_equal(pthread_create(&thread, NULL, run_when_asked, NULL), 0);
     assert_true(gpu_kernel_wait(&kernel));
-    assert_true(measure_now_ns() - begin >= ns);
+    assert_true(atomic_load(&ran));
+    atomic_store(&waited, true);
+    pthread_join(thread, NULL);
+    assert_int_equal(fake_cuda_live().pending, 0);
     gpu_kernel_close(&kernel);
     gpu_close(&gpu);
     assert_int_equal(fake_cuda_live().modules, 0);

@@ -300,12 +300,13 @@ static void test_engine_arm_gated_for_ever_costs_little(void **state)
     int armed = paper.armed;
     usleep(300000);
     cpu_ns = worker_cpu_ns() - cpu_ns;
-    uint64_t time_ns = clock_now_ns() - begin_ns;
-    print_message("gated for ever: %.2f %% of a core, %u rounds in 300 ms\n", 100.0 * (double)cpu_ns / (double)time_ns,
-                  (unsigned)(rounds() - rounds_before));
-    assert_true(rounds() - rounds_before <= time_ns / MS + 5);
-    /* Twice what a slow machine takes; an instrumented program takes several times as much. */
-    assert_true(cpu_ns < time_ns / 100 * (has_sanitizer() ? 30 : 6));
+    uint64_t rounds_nr = rounds() - rounds_before;
+    uint64_t time_ns = clock_now_ns() - begin_ns; /* last: this thread may be stopped before it reads the clock */
+    print_message("gated for ever: %.2f %% of a core, %u rounds in %u ms\n", 100.0 * (double)cpu_ns / (double)time_ns,
+                  (unsigned)rounds_nr, (unsigned)(time_ns / MS));
+    assert_true(rounds_nr <= time_ns / MS + 5);
+    /* Ten times what a slow machine takes, instrumented ones more; who looks without a pause takes all of it. */
+    assert_true(cpu_ns < time_ns / 100 * (has_sanitizer() ? 60 : 30));
     assert_int_equal(paper.armed, armed);
 }
 

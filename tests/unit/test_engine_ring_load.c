@@ -294,7 +294,7 @@ static void test_engine_ring_streams_of_a_worker_take_turns(void **state)
         paper.held = 1;
         uint32_t taken = mlacat_ring_taken(daemon_page);
         send_calls(0, 1, 0);
-        TURN_UNTIL(mlacat_ring_taken(daemon_page) == taken + 1);
+        TURN_UNTIL(mlacat_ring_taken(daemon_page) == taken + 1 && paper.holding);
         paper.logged = 0;
         send_calls(0, many_first ? MANY : 1, 0);
         send_second(many_first ? 1 : MANY);

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <limits.h>
 #include <sched.h>
 #include <string.h>
 #include <unistd.h>
@@ -119,7 +120,7 @@ static void test_rings_stream_waits_for_room(void **state)
 static void test_rings_stream_without_room_goes_with_its_client(void **state)
 {
     (void)state;
-    paper.no_room_nr = 1000;
+    paper.no_room_nr = INT_MAX;
     open_stream(0);
     stream_close(streams[0]);
     streams[0] = NULL;
