@@ -10,6 +10,7 @@ import pathlib
 import signal
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -185,17 +186,18 @@ def test_daemon_restarts_between_calls(gpu, gpu_daemon, gpu_client):
     trio, stream = Trio(gpu.alloc(Trio.BYTES)), gpu.stream()
     run(gpu_client, gpu, trio, stream)
     gpu_daemon.stop(signal.SIGKILL)
+    deadline = time.monotonic() + 60
     with pytest.raises((mlacat.ServiceLost, mlacat.StreamFailed)):
-        for _ in range(3):
+        while time.monotonic() < deadline:
             gpu_client.concat_mla_k(*trio.arrays, stream=stream)
     gpu.synchronize(stream)  # nothing waits for the daemon that is gone
     gpu_daemon.start()
-    for attempt in range(5):
+    while True:
         try:
             run(gpu_client, gpu, trio, stream)
             return
         except (mlacat.ServiceLost, mlacat.StreamFailed):
-            assert attempt < 4
+            assert time.monotonic() < deadline
 
 
 def test_close_waits_for_ordered_calls(gpu, gpu_daemon):
@@ -254,9 +256,9 @@ def test_reclaim_has_a_deadline(gpu, gpu_daemon, as_default, monkeypatch):
         client.reclaim(0.02)
     assert caught.value.status == "DEADLINE_EXCEEDED"
     assert not mlacat.empty_cache(0.02)
+    assert not mlacat.empty_cache(-5)  # as 0: it is only begun
     gpu_daemon.send(signal.SIGCONT)
     client.reclaim(None)
-    assert not mlacat.empty_cache(-5)  # as 0: it is only begun
     assert mlacat.empty_cache(1e30)
     assert memory_open_in(gpu_daemon) == before + 1  # memory of the library's own
 
