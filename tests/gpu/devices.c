@@ -18,7 +18,8 @@
 static char uuids[GPUS][SHARE_UUID_BYTES];
 static struct share memory[GPUS]; /* of each one */
 
-static void start(struct server *server, const char *driver, const char *device)
+/* Returns at once. */
+static void launch(struct server *server, const char *driver, const char *device)
 {
     char options[256];
     const char *before = getenv("MLACAT_FAKE_CUDA");
@@ -26,10 +27,17 @@ static void start(struct server *server, const char *driver, const char *device)
     snprintf(kept, sizeof(kept), "%s", before);
     printf("%s, device = %s\n", driver, device);
     snprintf(options, sizeof(options), "device = %s\n", device);
+    server_prepare(server);
+    server_configure(server, options);
     setenv("MLACAT_FAKE_CUDA", driver, 1);
-    *server = (struct server){0};
-    server_start(server, options);
+    server_launch(server);
     setenv("MLACAT_FAKE_CUDA", kept, 1);
+}
+
+static void start(struct server *server, const char *driver, const char *device)
+{
+    launch(server, driver, device);
+    server_wait_ready(server);
 }
 
 static struct outcome run_call(struct raw *raw, struct ref stream, struct ref buffer)
@@ -134,14 +142,11 @@ static void serve_parts(void)
 static void lose_idle(void)
 {
     struct server server;
-    struct raw raw;
-    start(&server, "daemon;devices=2;fail=cuStreamQuery:4:719", "all");
-    raw_open(&raw, server.socket);
+    launch(&server, "daemon;devices=2;fail=cuStreamQuery:4:719", "all");
     int status = server_wait(&server);
     REQUIRE(WIFEXITED(status) && WEXITSTATUS(status) == 1, "status 0x%x", (unsigned)status);
     REQUIRE(server_log_has(&server, "event=device_lost"));
     REQUIRE(server_log_has(&server, "level=error event=exit code=1 status=UNAVAILABLE reason="));
-    raw_close(&raw);
     server_run(&server);
     server_stop(&server);
 }

@@ -10,7 +10,8 @@
 
 static struct mlacat_client *connect_to(const char *socket)
 {
-    struct mlacat_connect_options options = {.size = sizeof(options), .socket = socket, .name = "gpu_service"};
+    struct mlacat_connect_options options = {
+        .size = sizeof(options), .socket = socket, .name = "gpu_service", .connect_timeout_ms = WAIT_MS};
     struct mlacat_client *client;
     MUST(mlacat_connect(&options, &client));
     return client;

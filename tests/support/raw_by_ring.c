@@ -151,11 +151,12 @@ void by_ring_wait(struct raw *raw)
 {
     struct pollfd poll_fd = {.fd = raw->fd, .events = POLLIN};
     uint64_t end_ms = now_ms() + WAIT_MS;
+    size_t before_nr = raw->done_nr;
     for (uint32_t looks = 0; raw->by_ring; looks++) {
         /* The socket first: after the end of the connection nothing comes any more. */
         bool socket_has = poll(&poll_fd, 1, looks < EAGER_LOOKS ? 0 : 1) == 1;
         by_ring_collect(raw);
-        if (socket_has || raw->done_taken != raw->done_nr) {
+        if (socket_has || raw->done_nr != before_nr) {
             return;
         }
         REQUIRE(now_ms() < end_ms, "the daemon says nothing for %d ms, and its rings neither", WAIT_MS);

@@ -64,8 +64,15 @@ extern const struct trial_shape small_shape;
 
 /* A call that keeps a worker busy for tens of milliseconds: many short rows. It is not compared. */
 void slow_make(struct trial *trial);
-/* Submits the slow call as `id` on an idle stream; when this returns the call runs. */
+/* Submits the slow call as `id` on an idle stream; when this returns the call runs, or has run by now. */
 void slow_begin(struct raw *raw, struct ref stream, const struct trial *slow, struct ref buffer, uint64_t id);
+/* Keeps an idle stream busy until slow_release, also if this process stands still for a second meanwhile: the slow call
+ * again and again, as SLOW_HOLD_ID and the ids behind it. The first one runs. */
+#define SLOW_HOLD_ID 1000000
+#define SLOW_HOLD_CALLS 100
+void slow_hold(struct raw *raw, struct ref stream, const struct trial *slow, struct ref buffer);
+/* Withdraws those that still wait and takes the completions of all; those of other calls are kept. */
+void slow_release(struct raw *raw, struct ref stream);
 
 /* A call on one row of bytes: [out, out + w1 + w2) = [first, first + w1) then [second, second + w2). */
 struct call row_call(uint64_t id, struct ref buffer, uint64_t out, uint64_t first, uint64_t w1, uint64_t second,

@@ -30,13 +30,16 @@ struct library {
     struct trial trial;
 };
 
+/* With reconnect_timeout_ms 0 it waits for a daemon as long as any test does. */
 static inline struct mlacat_client *library_connect(const struct server *server, uint32_t reconnect_timeout_ms)
 {
     struct mlacat_client *client = NULL;
     struct mlacat_connect_options options = {.size = sizeof(options),
                                              .socket = server->socket,
                                              .name = "library test",
-                                             .reconnect_timeout_ms = reconnect_timeout_ms};
+                                             .connect_timeout_ms = WAIT_MS,
+                                             .reconnect_timeout_ms =
+                                                 reconnect_timeout_ms != 0 ? reconnect_timeout_ms : WAIT_MS};
     MUST(mlacat_connect(&options, &client));
     return client;
 }

@@ -147,12 +147,8 @@ static void test_calls_of_another_stream_overtake_a_long_one(void **state)
     trial_make(&trial, &small_shape);
     struct ref slow_buffer = raw_must_register(&raw, slow.fd, slow.bytes);
     struct ref buffer = raw_must_register(&raw, trial.fd, trial.bytes);
-    struct call long_calls[4];
-    for (uint64_t i = 0; i < 4; i++) {
-        long_calls[i] = trial_call(&slow, slow_buffer, 10 + i);
-    }
+    slow_hold(&raw, slow_stream, &slow, slow_buffer);
     struct call call = trial_call(&trial, buffer, 1);
-    raw_submit(&raw, slow_stream, long_calls, 4);
     raw_submit(&raw, fast_stream, &call, 1);
     int before_nr = 0;
     struct completion done;
@@ -161,12 +157,9 @@ static void test_calls_of_another_stream_overtake_a_long_one(void **state)
         before_nr++;
     }
     assert_int_equal(done.outcome.code, STATUS_OK);
-    assert_true(before_nr < 4);
+    assert_true(before_nr < SLOW_HOLD_CALLS / 2);
     assert_true(trial_right(&trial));
-    for (; before_nr < 4; before_nr++) {
-        assert_int_equal(raw_next(&raw).outcome.code, STATUS_OK);
-    }
-    raw_close(&raw);
+    raw_close(&raw); /* with those that have not begun */
     trial_free(&trial);
     trial_free(&slow);
 }

@@ -24,8 +24,10 @@
 #include "test_ctl_proxy.h"
 #include "trial.h"
 
-#define PING_MS 200 /* the promise is 20 ms; a busy machine gets room, and more than one try */
+/* The promise is 20 ms; a busy machine gets room, more than one try, and what its programs take to start anyway. */
+#define PING_MS 200
 #define PING_TRIES 50
+#define PING_STARTS 10
 /* That the daemon answers matters, not how soon: on a busy machine ping's own limit, a second, is little. */
 #define PING "ping --timeout 20000"
 #define FULL_LOOKS 50
@@ -107,18 +109,30 @@ static void test_ctl_refused_user_finds_it_alive_but_not_ready(void **state)
 
 /* ------------------------------------------------------------------------------------------------------------ waits */
 
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t time_of(const char *socket, const char *words)
+{
+    uint64_t begin_ms = now_ms();
+    expect(socket, words, DONE);
+    return now_ms() - begin_ms;
+}
+
 static void test_ctl_ping_is_quick(void **state)
 {
     const struct server *server = *state;
     uint64_t best_ms = UINT64_MAX;
-    for (int i = 0; i < PING_TRIES && best_ms >= PING_MS; i++) {
-        uint64_t begin_ms = now_ms();
-        expect(server->socket, PING, DONE);
-        uint64_t took_ms = now_ms() - begin_ms;
-        best_ms = took_ms < best_ms ? took_ms : best_ms;
+    uint64_t start_ms = WAIT_MS;
+    for (int i = 0; i < PING_TRIES && best_ms >= PING_MS + PING_STARTS * start_ms; i++) {
+        start_ms = least(start_ms, time_of(NULL, "--version"));
+        best_ms = least(best_ms, time_of(server->socket, PING));
     }
-    print_message("ping: %lu ms\n", (unsigned long)best_ms);
-    assert_true(has_sanitizer() || best_ms < PING_MS);
+    print_message("ping: %lu ms, of which the program's start is %lu ms\n", (unsigned long)best_ms,
+                  (unsigned long)start_ms);
+    assert_true(has_sanitizer() || best_ms < PING_MS + PING_STARTS * start_ms);
 }
 
 static void test_ctl_stopped_daemon_is_2(void **state)

@@ -20,7 +20,7 @@
 #include "server.h"
 #include "trial.h"
 
-#define QUICK_MS 1000 /* far less than LINGERING_SECONDS */
+#define QUICK_MS 5000 /* far less than LINGERING_SECONDS, and far more than it takes: a busy machine gets room */
 #define DRAIN_MS 500
 #define STOP_MS 5000 /* what the daemon allows for calls that the device is at */
 #define PACKET_FDS_MAX 253
@@ -308,7 +308,7 @@ static void test_hostile_long_calls_do_not_hold_the_end(void **state)
     uint64_t took_ms = now_ms() - start_ms;
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 1);
-    assert_in_range(took_ms, DRAIN_MS + STOP_MS - 100, DRAIN_MS + STOP_MS + 4000);
+    assert_in_range(took_ms, DRAIN_MS + STOP_MS - 100, DRAIN_MS + STOP_MS + WAIT_MS);
     assert_true(server_log_has(&server, "event=stop_timeout"));
     raw_close(&raw);
     trial_free(&slow);

