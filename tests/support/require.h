@@ -16,7 +16,7 @@
 #include <sys/types.h>
 
 /* How long anything may take that is expected to happen. Only failing tests wait that long. */
-#define WAIT_MS 20000
+#define WAIT_MS 60000
 
 #define REQUIRE(condition, ...)                                            \
     do {                                                                   \

@@ -43,6 +43,9 @@ void server_configure(struct server *server, const char *options)
     if (!strstr(options, "device =")) {
         fprintf(file, "device = %s\n", gpu_memory_used() ? gpu_memory_device() : "host");
     }
+    if (!strstr(options, "hello_timeout_ms =")) {
+        fprintf(file, "hello_timeout_ms = %d\n", WAIT_MS); /* the default is short for a busy machine */
+    }
     REQUIRE(fclose(file) == 0);
 }
 

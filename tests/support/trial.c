@@ -15,6 +15,7 @@
 #define SLOW_ROWS_HOST ((uint64_t)6 << 20)
 #define SLOW_ROWS_GPU ((uint64_t)256 << 20)
 #define SLOW_ROWS_FAKE ((uint64_t)512 << 10)
+#define SLOW_LOOKS 32 /* in turn at once, after a millisecond, after two, ... */
 
 const struct trial_shape small_shape = {
     .op = OP_CONCAT_MLA_K, .dtype = DTYPE_BF16, .d0 = 3, .d1 = 4, .w1 = 8, .w2 = 4, .seed = 1};
@@ -206,8 +207,11 @@ void slow_begin(struct raw *raw, struct ref stream, const struct trial *slow, st
 {
     struct call call = trial_call(slow, buffer, id);
     uint64_t end_ms = now_ms() + WAIT_MS;
-    for (;;) {
+    for (unsigned tries = 0;; tries = (tries + 1) % SLOW_LOOKS) {
         raw_submit(raw, stream, &call, 1);
+        for (unsigned i = 0; i < tries; i++) {
+            nap(); /* a worker that other work keeps off the CPU would find the call and its end at once, each time */
+        }
         struct outcome outcome = raw_cancel(raw, stream, id);
         if (outcome.code == STATUS_FAILED_PRECONDITION) {
             return; /* too late to cancel: it runs */
