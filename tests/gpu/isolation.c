@@ -5,9 +5,10 @@
  * comes, cancels them and submits others without end; and one registers and releases memory as fast as it is allowed.
  * The others' p99 beside them may be 1.5 times their p99 alone, and no call may take longer than 3 ms.
  *
- *     gpu_isolation [--seconds 300] [--processes 8] [--streams 64] [--depth 1]      MLACATD names the daemon
+ *     gpu_isolation [--seconds 300] [--processes 8] [--streams 64] [--depth 1] [--workers N] [--spin-us N]
  *
- * --seconds is the time beside the bad ones; the time alone is a fifth of it, but 5 s if that is not more.
+ * MLACATD names the daemon. --seconds is the time beside the bad ones; the time alone is a fifth of it, but 5 s if that
+ * is not more. --workers and --spin-us are options of the daemon, whose defaults depend on the CPUs.
  *
  * A process is one thread that has one call in flight (--depth: as many), on its streams in turn, and sleeps in the
  * kernel until the completion comes. So all streams are in use, but the machine needs a CPU for each process at most:
@@ -134,6 +135,20 @@ static uint64_t take_number(int *argc, char ***argv, const char *name, uint64_t 
     return value;
 }
 
+/* 0: as the daemon has it by itself. Ends the test here where there is no GPU. */
+static void start_server(struct server *server, uint64_t workers, uint64_t spin_us)
+{
+    char options[256];
+    int used = snprintf(options, sizeof(options), "device = %s\n", gpu_memory_device());
+    if (workers > 0) {
+        used += snprintf(options + used, sizeof(options) - (size_t)used, "workers = %lu\n", (unsigned long)workers);
+    }
+    if (spin_us > 0) {
+        snprintf(options + used, sizeof(options) - (size_t)used, "spin_us = %lu\n", (unsigned long)spin_us);
+    }
+    server_start(server, options);
+}
+
 int main(int argc, char *argv[])
 {
     struct isolation *shared = share_table();
@@ -142,27 +157,29 @@ int main(int argc, char *argv[])
     uint64_t processes = 8;
     uint64_t streams = 64;
     uint64_t depth = 1;
+    uint64_t workers = 0;
+    uint64_t spin_us = 0;
     for (int left = 0; left != argc;) {
         left = argc;
         seconds = take_number(&argc, &argv, "--seconds", seconds, 86400);
         processes = take_number(&argc, &argv, "--processes", processes, ISOLATION_PROCESSES_MAX);
         streams = take_number(&argc, &argv, "--streams", streams, ISOLATION_PROCESSES_MAX * ISOLATION_STREAMS_MAX);
         depth = take_number(&argc, &argv, "--depth", depth, ISOLATION_STREAMS_MAX);
+        workers = take_number(&argc, &argv, "--workers", workers, 64);
+        spin_us = take_number(&argc, &argv, "--spin-us", spin_us, 10000);
     }
     shared->processes = (int)processes;
     shared->streams = (int)(streams / processes);
     shared->depth = (int)depth;
     if (argc != 1 || shared->streams < shared->depth || shared->streams > ISOLATION_STREAMS_MAX) {
         fprintf(stderr,
-                "gpu_isolation: --seconds N --processes N --streams N --depth N; %d streams a process at most, "
-                "and as many as its depth at least\n",
+                "gpu_isolation: --seconds N --processes N --streams N --depth N --workers N --spin-us N; %d streams a "
+                "process at most, and as many as its depth at least\n",
                 ISOLATION_STREAMS_MAX);
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
-    char device[128];
-    snprintf(device, sizeof(device), "device = %s\n", gpu_memory_device()); /* and ends here where there is no GPU */
-    server_start(&server, device);
+    start_server(&server, workers, spin_us);
     shared->socket = server.socket;
     shared->daemon = server.pid;
     shared->cpus = (int)cpus_usable();
