@@ -237,8 +237,8 @@ static void test_keep_call_keeps_the_longest(void **state)
     struct isolation_longest longest = {0};
     (void)state;
     for (uint64_t i = 0; i < 3 * ISOLATION_KEPT; i++) {
-        struct isolation_call call =
-            call_at(0, i * 7 % (3 * ISOLATION_KEPT)); /* each length once: 7 divides not their number */
+        /* Each length once: 7 does not divide their number. */
+        struct isolation_call call = call_at(0, i * 7 % (3 * ISOLATION_KEPT));
         isolation_keep_call(&longest, &call);
     }
     assert_int_equal(longest.nr, ISOLATION_KEPT);

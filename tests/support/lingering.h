@@ -12,8 +12,9 @@
 
 #include <stdbool.h>
 
-/* Longer than any test takes for what it does meanwhile, on a busy machine too. */
-#define LINGERING_SECONDS 300
+/* Far longer than any test takes for what it does meanwhile, on a busy machine too; so short that one that waits for it
+ * by mistake ends within its time limit. */
+#define LINGERING_SECONDS 60
 
 struct lingering {
     int listener;

@@ -15,8 +15,8 @@
 #include "require.h"
 #include "ring_bench.h"
 
-/* Of what a neighbour asks for meanwhile, this long at most, or nearly so: a busy machine may make some of it late, but
- * who waits for the costly ones waits every time. */
+/* What a neighbour asks for meanwhile takes this long at most. A busy machine may make up to half of it late; if it had
+ * to wait for the costly requests, all of it would be. */
 #define QUICK_MS 500
 #define ASKED 20
 #define LATE_MOST (ASKED / 2)

@@ -297,9 +297,35 @@ static void test_limits_held_imports_go_with_their_client(void **state)
     server_stop(&server);
 }
 
-/* The daemon hears of no call's end while it reads a packet: one that is full by a call is refused that, and what the
- * long calls leave room for meanwhile is far less than the second packet has. */
-static void test_limits_calls(void **state)
+/* The daemon hears of no call's end while it reads a packet: the one call too many of a packet is refused. */
+static void test_limits_calls_of_a_client(void **state)
+{
+    enum { CALLS = 100 };
+    static struct call calls[CALLS + 1];
+    struct server server;
+    struct raw raw;
+    (void)state;
+    server_start(&server, "max_calls = 100\n");
+    raw_open(&raw, server.socket);
+    int fd = memfd_make(4096, F_SEAL_SHRINK);
+    struct ref buffer = raw_must_register(&raw, fd, 4096);
+    struct ref stream = raw_must_open_stream(&raw);
+    for (uint64_t id = 0; id <= CALLS; id++) {
+        calls[id] = row_call(id, buffer, 100, 0, 4, 8, 4);
+    }
+    raw_submit(&raw, stream, calls, CALLS + 1);
+    assert_limit(raw_wait_aside(&raw, CALLS), SCOPE_CALL, "max_calls");
+    for (uint64_t id = 0; id < CALLS; id++) {
+        assert_int_equal(raw_wait_aside(&raw, id).code, STATUS_OK);
+    }
+    close(fd);
+    raw_close(&raw);
+    server_stop(&server);
+}
+
+/* Of two streams too. The second packet has far more calls than there is room for, also if some of the long ones have
+ * ended when it comes. */
+static void test_limits_calls_of_streams(void **state)
 {
     enum { STREAM_CALLS = 100, MORE = 2 };
     static struct call calls[STREAM_CALLS + 1];
@@ -403,7 +429,8 @@ int main(void)
         WITH_SERVER(test_limits_many_clients_at_once),
     };
     const struct CMUnitTest packet_tests[] = {
-        cmocka_unit_test(test_limits_calls),
+        cmocka_unit_test(test_limits_calls_of_a_client),
+        cmocka_unit_test(test_limits_calls_of_streams),
     };
     const struct CMUnitTest memfd_tests[] = {
         cmocka_unit_test(test_limits_mapped_bytes),

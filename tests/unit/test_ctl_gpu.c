@@ -120,8 +120,9 @@ static atomic_bool waited;
 /* Runs the kernel, and what is behind it, when somebody asks for its end. */
 static void *run_when_asked(void *unused)
 {
-    while (fake_cuda_calls("cuEventQuery") < 2 && !atomic_load(&waited))
+    while (fake_cuda_calls("cuEventQuery") < 2 && !atomic_load(&waited)) {
         sched_yield();
+    }
     atomic_store(&ran, true);
     fake_cuda_run(UINT_MAX);
     return unused;
