@@ -196,7 +196,7 @@ void worker_stop(struct worker *worker)
 void worker_post(struct worker *worker, struct call *call)
 {
     mailbox_post(&worker->inbox, &call->mail);
-    worker->calls_nr++;
+    worker->calls_seen &= worker->calls_nr++ > 0;
     doorbell_ring(&worker->doorbell);
 }
 
@@ -233,7 +233,10 @@ uint32_t worker_streams(const struct worker *worker)
 bool worker_stuck(struct worker *worker)
 {
     uint64_t heartbeat = atomic_load_explicit(&worker->heartbeat, memory_order_relaxed);
-    bool stuck = (worker->calls_nr > 0 || worker_ring_calls(worker) > 0) && heartbeat == worker->heartbeat_seen;
+    bool has_calls = worker->calls_nr > 0 || worker_ring_calls(worker) > 0;
+    /* One that slept until now has made no round since then either: its calls have just come. */
+    bool stuck = has_calls && worker->calls_seen && heartbeat == worker->heartbeat_seen;
+    worker->calls_seen = has_calls;
     worker->heartbeat_seen = heartbeat;
     return stuck;
 }

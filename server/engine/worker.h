@@ -62,6 +62,7 @@ struct worker {
     _Atomic uint32_t ring_calls; /* worker to loop: in flight from rings, as last told */
     uint32_t calls_nr;           /* loop: calls at the worker */
     uint64_t heartbeat_seen;     /* loop: at the last worker_stuck */
+    bool calls_seen;             /* loop: it had calls then, and never none since */
 
     _Alignas(MAILBOX_LINE) struct list_node active; /* worker: streams with work */
     uint32_t withdrawn_seen;                        /* worker */

@@ -23,6 +23,8 @@ static struct {
     _Atomic uint32_t polls;
     _Atomic uint32_t naps;
     _Atomic bool done;
+    _Atomic bool held;      /* a launch does not return */
+    _Atomic bool holding;   /* now */
     _Atomic bool long_naps; /* a nap ends only by a ring */
     _Atomic uint64_t longest_nap_ns;
     _Atomic uint64_t now_ns;    /* 0: what the clock says */
@@ -57,6 +59,11 @@ static enum device_answer submit(struct device_stream *stream, const struct devi
 {
     (void)stream;
     (void)err;
+    while (counts.held) {
+        counts.holding = true;
+        sched_yield();
+    }
+    counts.holding = false;
     if (cookie) {
         *nr = 0;
         return DEVICE_AGAIN;
@@ -220,6 +227,42 @@ static void test_worker_does_not_nap(void **state)
     }
 }
 
+static void hold(struct call *call)
+{
+    counts.held = true;
+    post(call);
+    while (!counts.holding) {
+        sched_yield();
+    }
+}
+
+/* No round ends between its sleep and the launch that does not return. */
+static void test_worker_is_not_stuck_with_a_call_that_has_just_come(void **state)
+{
+    (void)state;
+    start(WORKER_POLL_SLEEP, false);
+    while (!worker.doorbell.asleep) {
+        sched_yield();
+    }
+    worker_stuck(&worker);
+    hold(&calls[0]);
+    assert_false(worker_stuck(&worker));
+    assert_true(worker_stuck(&worker));
+    counts.done = true;
+    counts.held = false;
+    while (mailbox_empty(&worker.outbox) || !worker.doorbell.asleep) {
+        sched_yield();
+    }
+    worker_stuck(&worker); /* the loop has not taken the call */
+    assert_ptr_equal(wait_for_call(), &calls[0]);
+    hold(&calls[1]);
+    assert_false(worker_stuck(&worker));
+    assert_true(worker_stuck(&worker));
+    counts.held = false;
+    assert_ptr_equal(wait_for_call(), &calls[1]);
+    worker_stop(&worker);
+}
+
 /* ------------------------------------------------------------------------------- calls that wait for an event */
 
 #define START_NS UINT64_C(1000000000)
@@ -311,6 +354,7 @@ int main(void)
         cmocka_unit_test(test_worker_mail_ends_a_nap),
         cmocka_unit_test(test_worker_withdrawal_ends_a_nap),
         cmocka_unit_test(test_worker_does_not_nap),
+        cmocka_unit_test(test_worker_is_not_stuck_with_a_call_that_has_just_come),
         cmocka_unit_test(test_worker_asks_for_an_event_ever_more_rarely),
         cmocka_unit_test(test_worker_naps_until_it_asks_again),
         cmocka_unit_test(test_worker_withdrawn_call_waits_for_no_question),
