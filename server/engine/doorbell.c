@@ -3,58 +3,13 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "clock.h"
-
-/* Longer than a hand-over between two threads that both run. */
-#define SPIN_ALONE_NS 2000
-/* A yield that takes longer has let somebody run. */
-#define YIELD_EMPTY_NS 1500
-#define YIELD_PACE_LEAST_NS 1000
-#define YIELD_PACE_MOST_NS 16000
 #define NS_PER_S 1000000000
-
-/* Tells the processor that this is a spin loop. */
-static inline void cpu_relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
-static uint64_t next_pace_ns(uint64_t pace_ns, uint64_t yield_took_ns)
-{
-    if (yield_took_ns > YIELD_EMPTY_NS) {
-        return 0;
-    }
-    pace_ns = pace_ns == 0 ? YIELD_PACE_LEAST_NS : 2 * pace_ns;
-    return pace_ns < YIELD_PACE_MOST_NS ? pace_ns : YIELD_PACE_MOST_NS;
-}
-
-void spin_pause(struct spinner *spinner, uint64_t waited_ns)
-{
-    if (waited_ns < spinner->waited_ns) {
-        spinner->yield_ns = SPIN_ALONE_NS; /* another wait */
-    }
-    spinner->waited_ns = waited_ns;
-    if (waited_ns < spinner->yield_ns || waited_ns < SPIN_ALONE_NS) {
-        cpu_relax();
-        return;
-    }
-    uint64_t begin_ns = clock_now_ns();
-    sched_yield();
-    uint64_t took_ns = clock_now_ns() - begin_ns;
-    spinner->pace_ns = next_pace_ns(spinner->pace_ns, took_ns);
-    spinner->yield_ns = waited_ns + took_ns + spinner->pace_ns;
-}
 
 enum mlacat_status doorbell_init(struct doorbell *doorbell, struct error *err)
 {

@@ -45,16 +45,4 @@ void doorbell_disarm(struct doorbell *doorbell);
 void doorbell_sleep(struct doorbell *doorbell);
 void doorbell_nap(struct doorbell *doorbell, uint64_t ns);
 
-/* A thread that looks for work again and again. Zeroed is ready to use. */
-struct spinner {
-    uint64_t waited_ns; /* at the last turn */
-    uint64_t yield_ns;  /* when that has come so far, others go first */
-    uint64_t pace_ns;   /* and after as long again; learnt */
-};
-
-/* One turn, `waited_ns` after the last event. What comes at once is found without a system call; later on, whoever else
- * could run here goes first: it may be the very thread that is waited for. But when nobody wanted to, that is asked
- * ever more rarely: a system call is a time without a look. */
-void spin_pause(struct spinner *spinner, uint64_t waited_ns);
-
 #endif

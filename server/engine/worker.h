@@ -28,6 +28,7 @@
 #include "device.h"
 #include "doorbell.h"
 #include "loop_bell.h"
+#include "spinner.h"
 
 /* How long a nap is while the device has calls. */
 #define WORKER_NAP_NS 50000

@@ -2,7 +2,6 @@
 #include "loop_sleep.h"
 
 #include "clock.h"
-#include "doorbell.h"
 
 static void wake_loop(void *arg)
 {
@@ -39,6 +38,7 @@ static void on_prepare(uv_prepare_t *prepare)
     uint64_t now_ns = clock_now_ns();
     if (any || sleep->service->had_packets) {
         sleep->last_event_ns = now_ns;
+        spin_share(&sleep->spinner, now_ns);
     }
     sleep->service->had_packets = false;
     sleep->on_turn(sleep->owner);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * When the event loop sleeps. To wake a thread costs more than a small call takes, for whoever wakes it as well as for
- * the thread. So after a packet or a completion the loop looks on, yielding (doorbell.h), for spin_ns before it sleeps
- * (poll = balanced), or as long as a stream is open (spin), or not at all (sleep).
+ * the thread. So after a packet or a completion the loop looks on, yielding (spinner.h), for spin_ns before it sleeps
+ * (poll = balanced), or as long as a stream is open (spin), or not at all (sleep). A loop that always has events lets
+ * others run on its CPU now and then: the client that it has just answered may have been woken there.
  *
  * Owns:     the handles by which the loop goes round, and the bell that the other threads ring.
  * Thread:   the loop thread.
@@ -16,9 +17,9 @@
 #include <stdint.h>
 #include <uv.h>
 
-#include "doorbell.h"
 #include "loop_bell.h"
 #include "service.h"
+#include "spinner.h"
 #include "worker.h"
 
 struct loop_sleep {
