@@ -23,16 +23,19 @@
  *
  * Of a thread that was late, two things can be ours: it was awake and waited while our processes (the daemon, the
  * clients, the meters) filled the CPUs, or they had used up the quota of the cgroup. The first can not have lasted
- * longer than the thread waited on a run queue, nor longer than the CPU time that our processes used from before its
- * sleep until it ran, divided by the CPUs on which it may run: they need that much to fill them all. So
+ * longer than the thread waited on a run queue; nor longer than the CPU time that our processes used from before its
+ * sleep until it ran, divided by the CPUs on which it may run: they need that much to fill them all; nor, of a thread
+ * that is bound to its CPU, longer than it was late without the time for which other programs ran there. So
  *
- *     the machine's part = lateness - the lesser of (its wait on a run queue, CPU time of ours / CPUs)
+ *     the machine's part = lateness - the least of (its wait on a run queue, CPU time of ours / CPUs,
+ *                                                   lateness - time of others on its CPU)
  *
  * and 0 if the cgroup's quota was used up meanwhile. A daemon that crowds the CPUs excuses nothing thereby. (A thread
- * that the scheduler leaves to wait while another CPU is free was held up by the machine.) What can not be read counts
- * as ours, but for the quota: where no cgroup tells of one there is none. One call in 100,000 may be excused, at least
- * one and at most 32; more than that fail, whoever made them. All of this is of the time beside the bad ones; the calls
- * alone are not judged, but their longest ones are printed too.
+ * that the scheduler leaves to wait while another CPU is free was held up by the machine.) Who ran on a CPU is told by
+ * the kernel's context switches (isolation_switches.h). What can not be read counts as ours, but for the quota: where
+ * no cgroup tells of one there is none. One call in 100,000 may be excused, at least one and at most 32; more than that
+ * fail, whoever made them. All of this is of the time beside the bad ones; the calls alone are not judged, but their
+ * longest ones are printed too.
  */
 #include <stdio.h>
 #include <stdlib.h>

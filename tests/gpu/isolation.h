@@ -66,7 +66,8 @@ struct isolation {
     struct isolation_row row[ISOLATION_PROCESSES_MAX];
     struct isolation_kernel before[ISOLATION_PHASES]; /* as a phase began, and as it ended; the parent's */
     struct isolation_kernel after[ISOLATION_PHASES];
-    int meters; /* threads that sleep: first those that run on any CPU, then one for each CPU */
+    _Atomic int switches_errno; /* why it is not known who ran on a CPU; 0: it is */
+    int meters;                 /* threads that sleep: first those that run on any CPU, then one for each CPU */
     struct isolation_times machine[ISOLATION_METERS_MAX][ISOLATION_PHASES]; /* how much longer than asked they slept */
     struct isolation_lates lates[ISOLATION_METERS_MAX][ISOLATION_PHASES];
 };

@@ -22,10 +22,22 @@ void isolation_use_add(struct isolation_users *users, pid_t pid)
 {
     int nr = atomic_load(&users->nr);
     REQUIRE(nr < ISOLATION_USERS_MAX);
+    users->pid[nr] = pid;
     if (clock_getcpuclockid(pid, &users->clock[nr]) != 0) {
         users->clock[nr] = NO_CLOCK;
     }
     atomic_store(&users->nr, nr + 1);
+}
+
+bool isolation_is_user(const struct isolation_users *users, pid_t pid)
+{
+    int nr = atomic_load(&users->nr);
+    for (int i = 0; i < nr; i++) {
+        if (users->pid[i] == pid) {
+            return true;
+        }
+    }
+    return false;
 }
 
 bool isolation_use_read(const struct isolation_users *users, struct isolation_use *use)

@@ -24,6 +24,7 @@
 /* The processes that are ours; the first one is the daemon. */
 struct isolation_users {
     _Atomic int nr;
+    pid_t pid[ISOLATION_USERS_MAX];
     clockid_t clock[ISOLATION_USERS_MAX];
 };
 
@@ -53,6 +54,7 @@ struct isolation_kernel {
 };
 
 void isolation_use_add(struct isolation_users *users, pid_t pid);
+bool isolation_is_user(const struct isolation_users *users, pid_t pid);
 /* CPU time so far; false: not readable, or one of the processes has ended. */
 bool isolation_use_read(const struct isolation_users *users, struct isolation_use *use);
 

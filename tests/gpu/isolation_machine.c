@@ -2,8 +2,9 @@
 /*
  * How late this machine lets threads run that only sleep: what no service on it can be better than. Some sleep wherever
  * the scheduler puts them, and one is bound to each CPU. One that is late by ISOLATION_LATE_NS writes down how long it
- * waited for a CPU, and how much CPU time our processes used meanwhile.
+ * waited for a CPU, how much CPU time our processes used meanwhile, and, if it is bound, who ran there.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -13,6 +14,7 @@
 
 #include "clock.h"
 #include "isolation.h"
+#include "isolation_switches.h"
 #include "require.h"
 
 #define SLEEP_NS 200000u
@@ -78,8 +80,8 @@ static struct isolation_late begin(void)
 }
 
 /* `late` has what was known before the sleep. */
-static void complete(const struct isolation *shared, struct isolation_late *late, uint64_t throttled,
-                     uint64_t waited_before_ns, uint64_t waited_ns)
+static void complete(const struct isolation *shared, struct isolation_switches *switches, struct isolation_late *late,
+                     uint64_t throttled, uint64_t waited_before_ns, uint64_t waited_ns)
 {
     struct isolation_use use;
     bool waited_known = waited_before_ns != UINT64_MAX && waited_ns != UINT64_MAX;
@@ -89,6 +91,9 @@ static void complete(const struct isolation *shared, struct isolation_late *late
     }
     late->waited_ns = waited_known ? waited_ns - waited_before_ns : late->ran_ns - late->due_ns;
     late->throttled = isolation_quota_read().times > throttled;
+    if (switches) {
+        late->holders = isolation_switches_between(switches, &shared->users, late->due_ns, late->ran_ns);
+    }
 }
 
 static void bind(int cpu)
@@ -104,15 +109,21 @@ static void *measure(void *arg)
     const struct meter *meter = arg;
     struct isolation *shared = meter->shared;
     int schedstat = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    struct isolation_switches *switches = NULL;
     uint64_t waited_before_ns = 0;
     int phase;
     prctl(PR_SET_TIMERSLACK, SLACK_NS);
     if (meter->cpu >= 0) {
         bind(meter->cpu);
+        switches = isolation_switches_open(meter->cpu);
+        shared->switches_errno = switches ? 0 : errno;
     }
     for (unsigned turn = 0; (phase = phase_of(shared)) < ISOLATION_END; turn++) {
         if (turn % WAIT_TURNS == 0) {
             waited_before_ns = isolation_waited_ns(schedstat);
+            if (switches) {
+                isolation_switches_take(switches);
+            }
         }
         struct isolation_late late = begin();
         uint64_t throttled = atomic_load_explicit(&known.throttled, memory_order_relaxed);
@@ -121,10 +132,13 @@ static void *measure(void *arg)
         uint64_t late_ns = late.ran_ns > late.due_ns ? late.ran_ns - late.due_ns : 0;
         isolation_note(&shared->machine[meter->index][phase], late_ns);
         if (late_ns >= ISOLATION_LATE_NS) {
-            complete(shared, &late, throttled, waited_before_ns, isolation_waited_ns(schedstat));
+            complete(shared, switches, &late, throttled, waited_before_ns, isolation_waited_ns(schedstat));
             isolation_keep_late(&shared->lates[meter->index][phase], &late);
             waited_before_ns = isolation_waited_ns(schedstat);
         }
+    }
+    if (switches) {
+        isolation_switches_close(switches);
     }
     close(schedstat);
     return NULL;

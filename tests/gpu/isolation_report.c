@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What gpu_isolation prints, and whether it is as it should be; the rule stands in isolation.c. */
 #include <stdio.h>
+#include <string.h>
 
 #include "gpu_memory.h"
 #include "isolation.h"
@@ -109,6 +110,11 @@ static void print_held(const struct isolation_held *held)
         "for %s",
         (double)held->late_ns / 1e6, (double)held->machine_ns / 1e6, (double)(worst->ran_ns - worst->due_ns) / 1e6,
         (double)worst->waited_ns / 1e6, held->cpus == 1 ? "its one CPU" : "a CPU");
+    if (worst->holders.longest_ns > 0) {
+        printf(", where other programs ran for %.2f; longest of all %s%s: %.2f", (double)worst->holders.others_ns / 1e6,
+               worst->holders.longest_is_other ? "another's, " : "", worst->holders.longest,
+               (double)worst->holders.longest_ns / 1e6);
+    }
     if (worst->use_known) {
         printf("; CPUs in use then: daemon %.1f, test %.1f\n", (double)worst->use.daemon_ns / ns,
                (double)worst->use.test_ns / ns);
@@ -182,6 +188,11 @@ bool isolation_report(const struct isolation *shared)
         (double)histogram_quantile(&together.histogram, 0.99) / (double)histogram_quantile(&alone.histogram, 0.99);
     print_longest(shared, "alone", ISOLATION_ALONE);
     print_longest(shared, "together", ISOLATION_TOGETHER);
+    if (shared->switches_errno != 0) {
+        printf(
+            "who ran on a CPU is not known (perf_event_open: %s): a wait for one CPU counts as ours; run it as root\n",
+            strerror(shared->switches_errno));
+    }
     isolation_kernel_print("alone", &shared->before[ISOLATION_ALONE], &shared->after[ISOLATION_ALONE], shared->cpus);
     isolation_kernel_print("together", &shared->before[ISOLATION_TOGETHER], &shared->after[ISOLATION_TOGETHER],
                            shared->cpus);

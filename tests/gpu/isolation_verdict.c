@@ -38,7 +38,7 @@ uint64_t isolation_ours_ns(const struct isolation_late *late, int cpus)
     if (late->throttled) {
         return late_ns;
     }
-    uint64_t ours_ns = min(late->waited_ns, late_ns);
+    uint64_t ours_ns = min(late->waited_ns, late_ns - min(late->holders.others_ns, late_ns));
     if (late->use_known) {
         ours_ns = min(ours_ns, (late->use.daemon_ns + late->use.test_ns) / (uint64_t)cpus);
     }

@@ -18,6 +18,7 @@
 #define ISOLATION_KEPT 32               /* the longest calls of a process; not more in all may take longer */
 #define ISOLATION_LATE_NS 1000000u      /* a sleeping thread that is so late writes down why */
 #define ISOLATION_LATES_MAX 4096        /* of one meter */
+#define ISOLATION_NAME_BYTES 24
 
 struct isolation_call {
     uint64_t begin_ns; /* before the send */
@@ -40,13 +41,22 @@ struct isolation_use {
     uint64_t test_ns; /* the clients, good and bad, and the meters */
 };
 
+/* Who ran on a CPU in a span of time. Zeroed: nobody knows. */
+struct isolation_holders {
+    uint64_t others_ns;  /* programs that are not ours, in all */
+    uint64_t longest_ns; /* the one that ran longest without a pause */
+    bool longest_is_other;
+    char longest[ISOLATION_NAME_BYTES];
+};
+
 /* Once that a thread which slept ran late. */
 struct isolation_late {
     uint64_t due_ns;
     uint64_t ran_ns;
-    uint64_t waited_ns;       /* on a run queue, at most */
-    uint64_t since_ns;        /* before it slept: from here to ran_ns ... */
-    struct isolation_use use; /* ... CPU time was used */
+    uint64_t waited_ns;               /* on a run queue, at most */
+    struct isolation_holders holders; /* from due_ns to ran_ns; of a thread that is bound to its CPU */
+    uint64_t since_ns;                /* before it slept: from here to ran_ns ... */
+    struct isolation_use use;         /* ... CPU time was used */
     bool use_known;
     bool throttled; /* the own cgroup's quota was used up in that time */
 };

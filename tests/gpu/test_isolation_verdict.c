@@ -99,6 +99,19 @@ static void test_ours_a_bound_thread_waits_for_one_cpu(void **state)
     assert_int_equal(isolation_ours_ns(&late, 1), 5 * MS);
 }
 
+static void test_ours_is_not_what_others_ran_on_the_cpu(void **state)
+{
+    struct isolation_late late = late_at(10, 15, 5, 6);
+    (void)state;
+    late.holders.others_ns = 4 * MS;
+    assert_int_equal(isolation_ours_ns(&late, 1), MS);
+    late.holders.others_ns = 6 * MS; /* as said by another clock */
+    assert_int_equal(isolation_ours_ns(&late, 1), 0);
+    late.holders.others_ns = 4 * MS;
+    late.throttled = true;
+    assert_int_equal(isolation_ours_ns(&late, 1), 5 * MS);
+}
+
 static void test_ours_is_all_that_can_not_be_read(void **state)
 {
     struct isolation_late late = late_at(10, 15, 5, 0);
@@ -265,6 +278,7 @@ int main(void)
         cmocka_unit_test_setup(test_ours_is_as_long_as_the_cpu_time_could_fill_all, reset),
         cmocka_unit_test_setup(test_ours_a_timer_that_comes_late_is_the_machines, reset),
         cmocka_unit_test_setup(test_ours_a_bound_thread_waits_for_one_cpu, reset),
+        cmocka_unit_test_setup(test_ours_is_not_what_others_ran_on_the_cpu, reset),
         cmocka_unit_test_setup(test_ours_is_all_that_can_not_be_read, reset),
         cmocka_unit_test_setup(test_ours_is_all_when_the_quota_was_used_up, reset),
         cmocka_unit_test_setup(test_held_up_counts_what_lies_in_the_span, reset),

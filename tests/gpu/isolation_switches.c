@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "isolation_switches.h"
+
+#include <linux/perf_event.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DATA_PAGES 128 /* a power of two */
+#define STINTS 4096    /* that are kept; a power of two */
+#define RECORD_BYTES 256
+#define KERNEL_THREAD 0x00200000u /* PF_KTHREAD, in the ninth field of /proc/PID/stat */
+
+struct stint {
+    uint64_t from_ns;
+    uint64_t to_ns;
+    uint32_t pid;
+    uint32_t tid;
+};
+
+struct isolation_switches {
+    int fd;
+    struct perf_event_mmap_page *page; /* the data is behind it */
+    size_t data_bytes;
+    uint64_t last_ns; /* of the last switch; 0: not known */
+    uint64_t nr;
+    struct stint stint[STINTS];
+};
+
+/* What the kernel writes when a thread leaves the CPU: PERF_SAMPLE_TID and PERF_SAMPLE_TIME are of that one. */
+struct record {
+    struct perf_event_header header;
+    uint32_t next_pid;
+    uint32_t next_tid;
+    uint32_t pid;
+    uint32_t tid;
+    uint64_t time_ns;
+};
+
+struct isolation_switches *isolation_switches_open(int cpu)
+{
+    struct perf_event_attr attr = {.type = PERF_TYPE_SOFTWARE,
+                                   .size = sizeof(attr),
+                                   .config = PERF_COUNT_SW_DUMMY,
+                                   .sample_type = PERF_SAMPLE_TID | PERF_SAMPLE_TIME,
+                                   .sample_id_all = 1,
+                                   .context_switch = 1,
+                                   .use_clockid = 1,
+                                   .clockid = CLOCK_MONOTONIC};
+    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    struct isolation_switches *made = calloc(1, sizeof(*made));
+    if (!made) {
+        return NULL;
+    }
+    made->data_bytes = DATA_PAGES * page_bytes;
+    made->fd = (int)syscall(SYS_perf_event_open, &attr, -1, cpu, -1, PERF_FLAG_FD_CLOEXEC);
+    if (made->fd < 0) {
+        free(made);
+        return NULL;
+    }
+    made->page = mmap(NULL, page_bytes + made->data_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, made->fd, 0);
+    if (made->page == MAP_FAILED) {
+        close(made->fd);
+        free(made);
+        return NULL;
+    }
+    return made;
+}
+
+void isolation_switches_close(struct isolation_switches *switches)
+{
+    munmap(switches->page, (size_t)sysconf(_SC_PAGESIZE) + switches->data_bytes);
+    close(switches->fd);
+    free(switches);
+}
+
+/* --------------------------------------------------------------------------------------------------------- records */
+
+/* A record may go on at the beginning of the data. */
+static void copy_out(const struct isolation_switches *switches, uint64_t at, void *to, size_t bytes)
+{
+    const unsigned char *data = (const unsigned char *)switches->page + sysconf(_SC_PAGESIZE);
+    size_t from = (size_t)(at % switches->data_bytes);
+    size_t first = bytes < switches->data_bytes - from ? bytes : switches->data_bytes - from;
+    memcpy(to, data + from, first);
+    memcpy((unsigned char *)to + first, data, bytes - first);
+}
+
+static void note_leave(struct isolation_switches *switches, const struct record *record)
+{
+    if (switches->last_ns != 0) {
+        switches->stint[switches->nr++ % STINTS] =
+            (struct stint){switches->last_ns, record->time_ns, record->pid, record->tid};
+    }
+    switches->last_ns = record->time_ns;
+}
+
+void isolation_switches_take(struct isolation_switches *switches)
+{
+    uint64_t head = __atomic_load_n(&switches->page->data_head, __ATOMIC_ACQUIRE);
+    uint64_t at = switches->page->data_tail;
+    while (at < head) {
+        struct record record = {0};
+        copy_out(switches, at, &record.header, sizeof(record.header));
+        if (record.header.type == PERF_RECORD_LOST) {
+            switches->last_ns = 0;
+        } else if (record.header.type == PERF_RECORD_SWITCH_CPU_WIDE && record.header.size == sizeof(record) &&
+                   (record.header.misc & PERF_RECORD_MISC_SWITCH_OUT) != 0) {
+            copy_out(switches, at, &record, sizeof(record));
+            note_leave(switches, &record);
+        }
+        at += record.header.size;
+    }
+    __atomic_store_n(&switches->page->data_tail, at, __ATOMIC_RELEASE);
+}
+
+/* ------------------------------------------------------------------------------------------------------- who it was */
+
+static void read_name(uint32_t pid, uint32_t tid, char *name, size_t name_bytes)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%u/task/%u/comm", pid, tid);
+    FILE *file = fopen(path, "re");
+    if (!file || !fgets(name, (int)name_bytes, file)) {
+        snprintf(name, name_bytes, "ended since");
+    }
+    name[strcspn(name, "\n")] = '\0';
+    if (file) {
+        fclose(file);
+    }
+}
+
+static bool is_kernel_thread(uint32_t pid)
+{
+    char path[64];
+    char text[512] = "";
+    unsigned flags = 0;
+    snprintf(path, sizeof(path), "/proc/%u/stat", pid);
+    FILE *file = fopen(path, "re");
+    if (file) {
+        size_t size = fread(text, 1, sizeof(text) - 1, file);
+        text[size] = '\0';
+        fclose(file);
+    }
+    const char *behind_name = strrchr(text, ')');
+    return behind_name && sscanf(behind_name, ") %*c %*d %*d %*d %*d %*d %u", &flags) == 1 &&
+           (flags & KERNEL_THREAD) != 0;
+}
+
+/* 0 is the idle thread, or a process that is outside of this container; UINT32_MAX one that is ending. */
+static bool is_other(const struct stint *stint, const struct isolation_users *users, const char *name)
+{
+    if (stint->pid == 0 || stint->pid == UINT32_MAX || is_kernel_thread(stint->pid)) {
+        return false;
+    }
+    return !isolation_is_user(users, (pid_t)stint->pid) && strncmp(name, "nvidia-cuda-mps", 15) != 0;
+}
+
+struct isolation_holders isolation_switches_between(struct isolation_switches *switches,
+                                                    const struct isolation_users *users, uint64_t from_ns,
+                                                    uint64_t to_ns)
+{
+    struct isolation_holders holders = {0};
+    isolation_switches_take(switches);
+    uint64_t first = switches->nr > STINTS ? switches->nr - STINTS : 0;
+    for (uint64_t i = first; i < switches->nr; i++) {
+        const struct stint *stint = &switches->stint[i % STINTS];
+        uint64_t begin_ns = stint->from_ns > from_ns ? stint->from_ns : from_ns;
+        uint64_t end_ns = stint->to_ns < to_ns ? stint->to_ns : to_ns;
+        if (begin_ns >= end_ns) {
+            continue;
+        }
+        char name[ISOLATION_NAME_BYTES];
+        read_name(stint->pid, stint->tid, name, sizeof(name));
+        bool other = is_other(stint, users, name);
+        holders.others_ns += other ? end_ns - begin_ns : 0;
+        if (end_ns - begin_ns > holders.longest_ns) {
+            holders.longest_ns = end_ns - begin_ns;
+            holders.longest_is_other = other;
+            memcpy(holders.longest, name, sizeof(name));
+        }
+    }
+    return holders;
+}
