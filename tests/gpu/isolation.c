@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What bad clients do to the others: 64 streams of 8 processes on one daemon, first alone, then beside three more:
- * one never signals the event that its calls wait for; one has calls on many rings wait for a `ready` word that never
- * comes, cancels them and submits others without end; and one registers and releases memory as fast as it is allowed.
- * The others' p99 beside them may be 1.5 times their p99 alone, and no call may take longer than 3 ms.
+ * What bad clients do to the others: 64 streams of 8 processes on one daemon, alone, then beside three more, and alone
+ * again: one never signals the event that its calls wait for; one has calls on many rings wait for a `ready` word that
+ * never comes, cancels them and submits others without end; and one registers and releases memory as fast as it is
+ * allowed. The others' p99 beside them may be 1.5 times their p99 alone, and no call may take longer than 3 ms.
  *
  *     gpu_isolation [--seconds 300] [--processes 8] [--streams 64] [--depth 1] [--workers N] [--spin-us N]
  *
- * MLACATD names the daemon. --seconds is the time beside the bad ones; the time alone is a fifth of it, but 5 s if that
- * is not more. --workers and --spin-us are options of the daemon, whose defaults depend on the CPUs.
+ * MLACATD names the daemon. --seconds is the time beside the bad ones; the time alone is a tenth of it, but 5 s if that
+ * is not more, before and again after: a machine may get slower or faster meanwhile. --workers and --spin-us are
+ * options of the daemon, whose defaults depend on the CPUs.
  *
  * A process is one thread that has one call in flight (--depth: as many), on its streams in turn, and sleeps in the
  * kernel until the completion comes. So all streams are in use, but the machine needs a CPU for each process at most:
  * with 64 threads that spin on 16 CPUs the times would be those of the test's own turns on a CPU. "client" is what a
- * caller sees and what is judged: its own system calls and its wake-up are in it, in both phases alike. "daemon" is
+ * caller sees and what is judged: its own system calls and its wake-up are in it, in all phases alike. "daemon" is
  * from the daemon's receipt to the end of the call, as the completion tells. "machine" is how late threads run again
  * that do nothing but sleep for 200 us, wherever the scheduler puts them; "each CPU" the same with one bound to each.
  *
@@ -51,6 +52,7 @@
 
 #define SECONDS 300
 #define ALONE_SECONDS_MIN 5
+#define BAD 3 /* clients */
 
 static struct child good[ISOLATION_PROCESSES_MAX];
 static struct isolation_process process[ISOLATION_PROCESSES_MAX];
@@ -85,15 +87,9 @@ static void measure(struct isolation *shared, int phase, uint64_t ms)
     isolation_kernel_read(&shared->after[phase], &shared->users, shared->daemon);
 }
 
-static void run(struct isolation *shared, uint64_t seconds)
+static void start_all(struct isolation *shared, struct child *machine)
 {
-    struct child machine;
-    struct child silent;
-    struct child never_ready;
-    struct child registering;
-    struct isolation_process bad = {.shared = shared};
-    uint64_t least = seconds < ALONE_SECONDS_MIN ? seconds : ALONE_SECONDS_MIN;
-    uint64_t alone = seconds / 5 > least ? seconds / 5 : least;
+    struct isolation_process any = {.shared = shared};
     for (int i = 0; i < shared->processes; i++) {
         process[i] = (struct isolation_process){shared, i};
         start(shared, &good[i], isolation_good, &process[i]);
@@ -101,26 +97,41 @@ static void run(struct isolation *shared, uint64_t seconds)
     for (int i = 0; i < shared->processes; i++) {
         child_wait_ready(&good[i]);
     }
-    start(shared, &machine, isolation_machine, &bad);
-    child_wait_ready(&machine);
+    start(shared, machine, isolation_machine, &any);
+    child_wait_ready(machine);
+}
+
+static void run(struct isolation *shared, uint64_t seconds)
+{
+    static void (*const bad_main[BAD])(void *arg) = {isolation_silent, isolation_never_ready, isolation_registering};
+    struct child machine;
+    struct child bad[BAD];
+    struct isolation_process any = {.shared = shared};
+    uint64_t least = seconds < ALONE_SECONDS_MIN ? seconds : ALONE_SECONDS_MIN;
+    uint64_t alone = seconds / 10 > least ? seconds / 10 : least;
+    start_all(shared, &machine);
     pass_time(500);
-    measure(shared, ISOLATION_ALONE, alone * 1000);
+    measure(shared, ISOLATION_BEFORE, alone * 1000);
     atomic_store(&shared->phase, ISOLATION_READY);
-    start(shared, &silent, isolation_silent, &bad);
-    start(shared, &never_ready, isolation_never_ready, &bad);
-    start(shared, &registering, isolation_registering, &bad);
-    child_wait_ready(&silent);
-    child_wait_ready(&never_ready);
-    child_wait_ready(&registering);
+    for (int i = 0; i < BAD; i++) {
+        start(shared, &bad[i], bad_main[i], &any);
+    }
+    for (int i = 0; i < BAD; i++) {
+        child_wait_ready(&bad[i]);
+    }
     measure(shared, ISOLATION_TOGETHER, seconds * 1000);
+    atomic_store(&shared->phase, ISOLATION_CALM);
+    WAIT_UNTIL(atomic_load(&shared->gone) == BAD);
+    pass_time(500);
+    measure(shared, ISOLATION_AFTER, alone * 1000);
     atomic_store(&shared->phase, ISOLATION_END);
     for (int i = 0; i < shared->processes; i++) {
         child_join(&good[i]);
     }
     child_join(&machine);
-    child_join(&registering);
-    child_join(&never_ready);
-    child_kill(&silent);
+    for (int i = 0; i < BAD; i++) {
+        child_kill(&bad[i]);
+    }
 }
 
 static uint64_t take_number(int *argc, char ***argv, const char *name, uint64_t value, uint64_t most)

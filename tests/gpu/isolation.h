@@ -26,12 +26,14 @@
 #define ISOLATION_METERS_MAX (ISOLATION_FREE_METERS + ISOLATION_BOUND_METERS_MAX)
 #define ISOLATION_TEXT_BYTES 200
 
-/* Each is measured by itself. READY: the bad ones are being started. */
+/* Each is measured by itself. READY: the bad ones are being started; CALM: they go. */
 enum isolation_phase {
     ISOLATION_WARM_UP,
-    ISOLATION_ALONE,
+    ISOLATION_BEFORE,
     ISOLATION_READY,
     ISOLATION_TOGETHER,
+    ISOLATION_CALM,
+    ISOLATION_AFTER,
     ISOLATION_END,
     ISOLATION_PHASES
 };
@@ -58,6 +60,7 @@ struct isolation {
     pid_t daemon;
     struct isolation_users users;
     _Atomic int phase;
+    _Atomic int gone;                   /* bad ones that have closed their connection */
     _Atomic uint64_t registrations;     /* of the process that registers; a call with its own memory counts as one */
     _Atomic uint64_t refusals;          /* of its requests: RESOURCE_EXHAUSTED */
     char refusal[ISOLATION_TEXT_BYTES]; /* what the daemon said to the last of them */

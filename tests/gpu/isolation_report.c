@@ -39,6 +39,14 @@ static struct isolation_times machine_of(const struct isolation *shared, int pha
     return sum;
 }
 
+static struct isolation_times alone_of(const struct isolation *shared)
+{
+    struct isolation_times sum = sum_of(shared, ISOLATION_BEFORE, false);
+    struct isolation_times after = sum_of(shared, ISOLATION_AFTER, false);
+    add(&sum, &after);
+    return sum;
+}
+
 static struct isolation_longest longest_of(const struct isolation *shared, int phase, uint64_t *over)
 {
     struct isolation_longest longest = {0};
@@ -182,26 +190,34 @@ static bool judge_longest(const struct isolation *shared, const struct isolation
 
 bool isolation_report(const struct isolation *shared)
 {
-    struct isolation_times alone = sum_of(shared, ISOLATION_ALONE, false);
+    static const struct {
+        const char *name;
+        int phase;
+    } shown[] = {{"before", ISOLATION_BEFORE}, {"together", ISOLATION_TOGETHER}, {"after", ISOLATION_AFTER}};
+    struct isolation_times alone = alone_of(shared);
     struct isolation_times together = sum_of(shared, ISOLATION_TOGETHER, false);
     double ratio =
         (double)histogram_quantile(&together.histogram, 0.99) / (double)histogram_quantile(&alone.histogram, 0.99);
-    print_longest(shared, "alone", ISOLATION_ALONE);
-    print_longest(shared, "together", ISOLATION_TOGETHER);
+    for (int i = 0; i < 3; i++) {
+        print_longest(shared, shown[i].name, shown[i].phase);
+    }
     if (shared->switches_errno != 0) {
         printf(
             "who ran on a CPU is not known (perf_event_open: %s): a wait for one CPU counts as ours; run it as root\n",
             strerror(shared->switches_errno));
     }
-    isolation_kernel_print("alone", &shared->before[ISOLATION_ALONE], &shared->after[ISOLATION_ALONE], shared->cpus);
-    isolation_kernel_print("together", &shared->before[ISOLATION_TOGETHER], &shared->after[ISOLATION_TOGETHER],
-                           shared->cpus);
+    for (int i = 0; i < 3; i++) {
+        int phase = shown[i].phase;
+        isolation_kernel_print(shown[i].name, &shared->before[phase], &shared->after[phase], shared->cpus);
+    }
     printf("%-10s %-8s %12s %9s %9s %9s %9s\n", "", "", "times", "p50 us", "p99 us", "p99.9 us", "max us");
-    print_phase(shared, "alone", ISOLATION_ALONE);
-    print_phase(shared, "together", ISOLATION_TOGETHER);
+    for (int i = 0; i < 3; i++) {
+        print_phase(shared, shown[i].name, shown[i].phase);
+    }
     print_bad(shared);
     bool steady = ratio <= RATIO_MAX;
-    printf("p99 together / alone: %.2f (at most %.1f): %s\n", ratio, RATIO_MAX, steady ? "ok" : "FAILED");
+    printf("p99 together / alone (before and after): %.2f (at most %.1f): %s\n", ratio, RATIO_MAX,
+           steady ? "ok" : "FAILED");
     bool prompt = judge_longest(shared, &alone, &together);
     if (gpu_memory_is_fake()) {
         printf("not judged: these are figures of the CPU that plays the GPU\n");

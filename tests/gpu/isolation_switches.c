@@ -15,7 +15,8 @@
 #define DATA_PAGES 128 /* a power of two */
 #define STINTS 4096    /* that are kept; a power of two */
 #define RECORD_BYTES 256
-#define KERNEL_THREAD 0x00200000u /* PF_KTHREAD, in the ninth field of /proc/PID/stat */
+#define FLAGS_BEHIND_NAME 7       /* fields, in /proc/PID/stat */
+#define KERNEL_THREAD 0x00200000u /* PF_KTHREAD */
 
 struct stint {
     uint64_t from_ns;
@@ -136,11 +137,11 @@ static void read_name(uint32_t pid, uint32_t tid, char *name, size_t name_bytes)
     }
 }
 
+/* "PID (name) state ppid pgrp session tty tpgid flags ..." */
 static bool is_kernel_thread(uint32_t pid)
 {
     char path[64];
     char text[512] = "";
-    unsigned flags = 0;
     snprintf(path, sizeof(path), "/proc/%u/stat", pid);
     FILE *file = fopen(path, "re");
     if (file) {
@@ -148,9 +149,11 @@ static bool is_kernel_thread(uint32_t pid)
         text[size] = '\0';
         fclose(file);
     }
-    const char *behind_name = strrchr(text, ')');
-    return behind_name && sscanf(behind_name, ") %*c %*d %*d %*d %*d %*d %u", &flags) == 1 &&
-           (flags & KERNEL_THREAD) != 0;
+    const char *field = strrchr(text, ')');
+    for (int i = 0; field && i < FLAGS_BEHIND_NAME; i++) {
+        field = strchr(field + 1, ' ');
+    }
+    return field && (strtoul(field, NULL, 10) & KERNEL_THREAD) != 0;
 }
 
 /* 0 is the idle thread, or a process that is outside of this container; UINT32_MAX one that is ending. */
