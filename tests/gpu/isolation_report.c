@@ -142,8 +142,11 @@ static void print_longest(const struct isolation *shared, const char *name, int 
     uint64_t over;
     struct isolation_longest longest = longest_of(shared, phase, &over);
     printf("%-10s the longest calls; ms: in all = daemon's queue + device + outside of the daemon\n", name);
-    for (int i = 0; i < longest.nr && i < CALLS_SHOWN; i++) {
+    for (int i = 0; i < longest.nr; i++) {
         const struct isolation_call *call = &longest.call[i];
+        if (i >= CALLS_SHOWN && isolation_excused(call, lates, lates_nr)) {
+            continue; /* shown are all that fail the test */
+        }
         struct isolation_held held = isolation_held_up(lates, lates_nr, call->begin_ns, call->end_ns);
         uint64_t call_ns = call->end_ns - call->begin_ns;
         double outside_ns = (double)call_ns - (double)call->queue_ns - (double)call->device_ns;
@@ -188,7 +191,16 @@ static bool judge_longest(const struct isolation *shared, const struct isolation
     return verdict.ok;
 }
 
-bool isolation_report(const struct isolation *shared)
+/* Of the time beside the bad ones. */
+static bool is_noisy(const struct isolation *shared)
+{
+    const struct isolation_kernel *from = &shared->before[ISOLATION_TOGETHER];
+    const struct isolation_kernel *to = &shared->after[ISOLATION_TOGETHER];
+    return from->stolen_known && to->stolen_known &&
+           isolation_is_noisy(to->stolen_ns - from->stolen_ns, to->at_ns - from->at_ns, shared->cpus);
+}
+
+enum isolation_result isolation_report(const struct isolation *shared)
 {
     static const struct {
         const char *name;
@@ -223,5 +235,13 @@ bool isolation_report(const struct isolation *shared)
         printf("not judged: these are figures of the CPU that plays the GPU\n");
         steady = prompt = true;
     }
-    return steady && prompt && alone.histogram.total > 0 && together.histogram.total > 0;
+    if (steady && prompt && alone.histogram.total > 0 && together.histogram.total > 0) {
+        return ISOLATION_GOOD;
+    }
+    if (is_noisy(shared)) {
+        printf("not judged: a hypervisor took more than 1/%d of the CPUs meanwhile; run it again on a quiet machine\n",
+               ISOLATION_QUIET_SHARE);
+        return ISOLATION_NOISY;
+    }
+    return ISOLATION_BAD;
 }

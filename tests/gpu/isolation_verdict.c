@@ -83,16 +83,25 @@ struct isolation_held isolation_held_up(const struct isolation_lates *const *lat
     return most;
 }
 
+bool isolation_excused(const struct isolation_call *call, const struct isolation_lates *const *lates, int lates_nr)
+{
+    struct isolation_held held = isolation_held_up(lates, lates_nr, call->begin_ns, call->end_ns);
+    return length(call) - held.machine_ns <= ISOLATION_LONGEST_NS;
+}
+
 struct isolation_verdict isolation_judge(const struct isolation_longest *longest, uint64_t calls, uint64_t over,
                                          const struct isolation_lates *const *lates, int lates_nr)
 {
     struct isolation_verdict verdict = {.over = over, .allowed = min(calls / ISOLATION_CALLS_PER_LONG, ISOLATION_KEPT)};
     verdict.allowed = verdict.allowed > 0 ? verdict.allowed : 1;
     for (int i = 0; i < longest->nr && length(&longest->call[i]) > ISOLATION_LONGEST_NS; i++) {
-        const struct isolation_call *call = &longest->call[i];
-        struct isolation_held held = isolation_held_up(lates, lates_nr, call->begin_ns, call->end_ns);
-        verdict.excused += length(call) - held.machine_ns <= ISOLATION_LONGEST_NS;
+        verdict.excused += isolation_excused(&longest->call[i], lates, lates_nr);
     }
     verdict.ok = verdict.over <= verdict.allowed && verdict.excused == verdict.over;
     return verdict;
+}
+
+bool isolation_is_noisy(uint64_t stolen_ns, uint64_t ns, int cpus)
+{
+    return stolen_ns >= ns * (uint64_t)cpus / ISOLATION_QUIET_SHARE;
 }

@@ -19,6 +19,7 @@
 #define ISOLATION_LATE_NS 1000000u      /* a sleeping thread that is so late writes down why */
 #define ISOLATION_LATES_MAX 4096        /* of one meter */
 #define ISOLATION_NAME_BYTES 24
+#define ISOLATION_QUIET_SHARE 500 /* a hypervisor takes less than one part in so many of a quiet machine's CPUs */
 
 struct isolation_call {
     uint64_t begin_ns; /* before the send */
@@ -91,8 +92,14 @@ uint64_t isolation_ours_ns(const struct isolation_late *late, int cpus);
 struct isolation_held isolation_held_up(const struct isolation_lates *const *lates, int lates_nr, uint64_t begin_ns,
                                         uint64_t end_ns);
 
+/* Whether it would have taken no longer than it may without what the machine made of it. */
+bool isolation_excused(const struct isolation_call *call, const struct isolation_lates *const *lates, int lates_nr);
+
 /* Of `calls` calls `over` were too long; `longest` has at least ISOLATION_KEPT of them, if there are as many. */
 struct isolation_verdict isolation_judge(const struct isolation_longest *longest, uint64_t calls, uint64_t over,
                                          const struct isolation_lates *const *lates, int lates_nr);
+
+/* A machine whose hypervisor took `stolen_ns` from `cpus` CPUs in `ns`: nothing can be judged by its times. */
+bool isolation_is_noisy(uint64_t stolen_ns, uint64_t ns, int cpus);
 
 #endif

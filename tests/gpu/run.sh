@@ -125,6 +125,7 @@ tell() { # show | quiet, name
     case $rc in
     0) how=ok ;;
     77) how=skipped ;;
+    75) how="NOT JUDGED" ;;
     124 | 137) how="TIMEOUT" ;;
     *) how="FAILED $rc" ;;
     esac
@@ -199,7 +200,22 @@ service() {
     for case in neighbour daemon_killed give_back out_of_memory two_gpus; do
         step show "faults $case" 60 gpu_faults $case
     done
-    step show "isolation" $((isolation * 2 + 60)) gpu_isolation --seconds "$isolation"
+    measure_isolation
+}
+
+# Again, up to three times, where others on the machine's host kept it from being judged.
+measure_isolation() {
+    wanted isolation || return 0
+    for try in first second last; do
+        perform isolation $((isolation * 2 + 60)) gpu_isolation --seconds "$isolation"
+        read -r rc took <"$work/end_$(basename "$(log_of isolation)")"
+        if [ "$rc" -ne 75 ] || [ "$try" = last ]; then
+            break
+        fi
+        echo "== $mode: isolation: not judged at the $try try, $took s"
+        cp "$(log_of isolation)" "$out/${mode}_isolation_$try.log"
+    done
+    tell show isolation
 }
 
 # Runs a step beside a daemon on the GPU.

@@ -243,6 +243,14 @@ static void test_judge_allows_one_in_a_hundred_thousand(void **state)
     assert_false(judge(call, ISOLATION_KEPT + 1, UINT64_MAX).ok);
 }
 
+static void test_noisy_is_a_machine_that_others_take(void **state)
+{
+    (void)state;
+    assert_false(isolation_is_noisy(0, 1000 * MS, CPUS));
+    assert_false(isolation_is_noisy(1000 * MS * CPUS / ISOLATION_QUIET_SHARE - 1, 1000 * MS, CPUS));
+    assert_true(isolation_is_noisy(1000 * MS * CPUS / ISOLATION_QUIET_SHARE, 1000 * MS, CPUS));
+}
+
 /* ----------------------------------------------------------------------------------------------------- what is kept */
 
 static void test_keep_call_keeps_the_longest(void **state)
@@ -292,6 +300,7 @@ int main(void)
         cmocka_unit_test_setup(test_judge_does_not_excuse_a_crowd_of_ours, reset),
         cmocka_unit_test_setup(test_judge_needs_each_long_call_excused, reset),
         cmocka_unit_test_setup(test_judge_allows_one_in_a_hundred_thousand, reset),
+        cmocka_unit_test_setup(test_noisy_is_a_machine_that_others_take, reset),
         cmocka_unit_test_setup(test_keep_call_keeps_the_longest, reset),
         cmocka_unit_test_setup(test_keep_late_counts_what_has_no_room, reset),
     };
