@@ -34,11 +34,11 @@
  * and 0 if the cgroup's quota was used up meanwhile. A daemon that crowds the CPUs excuses nothing thereby. (A thread
  * that the scheduler leaves to wait while another CPU is free was held up by the machine.) Who ran on a CPU is told by
  * the kernel's context switches (isolation_switches.h). What can not be read counts as ours, but for the quota: where
- * no cgroup tells of one there is none. One call in 100,000 may be excused, at least one and at most 32; more than that
- * fail, whoever made them. But where a hypervisor took more than a five-hundredth of the CPUs' time meanwhile, which
- * holds up all in flight at once and again and again, a failure says nothing: that ends with status 75 (EX_TEMPFAIL).
- * All of this is of the time beside the bad ones; the calls alone are not judged, but their
- * longest ones are printed too.
+ * no cgroup tells of one there is none. One call in 100,000 may be excused, at least one and at most 32; more than
+ * that fail, whoever made them. But where a hypervisor took a five-hundredth of the CPUs' time meanwhile or more,
+ * which holds up all calls in flight at once, again and again, a failure says nothing: that ends with status 75
+ * (EX_TEMPFAIL). All of this is of the time beside the bad ones; the calls alone are not judged, but their longest
+ * ones are printed too.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,6 +46,7 @@
 #include <sys/mman.h>
 #include <sysexits.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cpus.h"
 #include "gpu_memory.h"
@@ -201,6 +202,7 @@ int main(int argc, char *argv[])
     shared->daemon = server.pid;
     shared->cpus = (int)cpus_usable();
     isolation_use_add(&shared->users, server.pid);
+    isolation_use_add(&shared->users, getpid());
     run(shared, seconds);
     enum isolation_result result = isolation_report(shared);
     if (result != ISOLATION_GOOD) {

@@ -116,7 +116,9 @@ static void *measure(void *arg)
     if (meter->cpu >= 0) {
         bind(meter->cpu);
         switches = isolation_switches_open(meter->cpu);
-        shared->switches_errno = switches ? 0 : errno;
+        if (!switches) {
+            shared->switches_errno = errno;
+        }
     }
     for (unsigned turn = 0; (phase = phase_of(shared)) < ISOLATION_END; turn++) {
         if (turn % WAIT_TURNS == 0) {

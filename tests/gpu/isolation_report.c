@@ -2,6 +2,7 @@
 /* What gpu_isolation prints, and whether it is as it should be; the rule stands in isolation.c. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "gpu_memory.h"
 #include "isolation.h"
@@ -197,7 +198,8 @@ static bool is_noisy(const struct isolation *shared)
     const struct isolation_kernel *from = &shared->before[ISOLATION_TOGETHER];
     const struct isolation_kernel *to = &shared->after[ISOLATION_TOGETHER];
     return from->stolen_known && to->stolen_known &&
-           isolation_is_noisy(to->stolen_ns - from->stolen_ns, to->at_ns - from->at_ns, shared->cpus);
+           isolation_is_noisy(to->stolen_ns - from->stolen_ns, to->at_ns - from->at_ns,
+                              (int)sysconf(_SC_NPROCESSORS_ONLN)); /* of all CPUs it was taken */
 }
 
 enum isolation_result isolation_report(const struct isolation *shared)

@@ -6,15 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#define DATA_PAGES 128 /* a power of two */
-#define STINTS 4096    /* that are kept; a power of two */
-#define RECORD_BYTES 256
+#define DATA_PAGES 128            /* a power of two */
+#define STINTS 16384              /* that are kept; a power of two */
 #define FLAGS_BEHIND_NAME 7       /* fields, in /proc/PID/stat */
 #define KERNEL_THREAD 0x00200000u /* PF_KTHREAD */
 
@@ -123,46 +121,44 @@ void isolation_switches_take(struct isolation_switches *switches)
 
 /* ------------------------------------------------------------------------------------------------------- who it was */
 
-static void read_name(uint32_t pid, uint32_t tid, char *name, size_t name_bytes)
+static void read_text(char *text, size_t text_bytes, const char *path)
 {
-    char path[64];
-    snprintf(path, sizeof(path), "/proc/%u/task/%u/comm", pid, tid);
     FILE *file = fopen(path, "re");
-    if (!file || !fgets(name, (int)name_bytes, file)) {
-        snprintf(name, name_bytes, "ended since");
-    }
-    name[strcspn(name, "\n")] = '\0';
+    size_t size = file ? fread(text, 1, text_bytes - 1, file) : 0;
+    text[size] = '\0';
     if (file) {
         fclose(file);
     }
 }
 
-/* "PID (name) state ppid pgrp session tty tpgid flags ..." */
-static bool is_kernel_thread(uint32_t pid)
+static void read_name(const struct stint *stint, char name[ISOLATION_NAME_BYTES])
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%u/task/%u/comm", stint->pid, stint->tid);
+    read_text(name, ISOLATION_NAME_BYTES, path);
+    name[strcspn(name, "\n")] = '\0';
+    if (name[0] == '\0') {
+        snprintf(name, ISOLATION_NAME_BYTES, stint->pid == 0 ? "idle" : "ended since");
+    }
+}
+
+/* By "PID (name) state ppid pgrp session tty tpgid flags ...". Pid 0 is the idle thread, or a process that is outside
+ * of this container; UINT32_MAX is one that was ending. */
+static bool is_other(uint32_t pid, const struct isolation_users *users)
 {
     char path[64];
     char text[512] = "";
-    snprintf(path, sizeof(path), "/proc/%u/stat", pid);
-    FILE *file = fopen(path, "re");
-    if (file) {
-        size_t size = fread(text, 1, sizeof(text) - 1, file);
-        text[size] = '\0';
-        fclose(file);
+    if (pid != 0 && pid != UINT32_MAX && !isolation_is_user(users, (pid_t)pid)) {
+        snprintf(path, sizeof(path), "/proc/%u/stat", pid);
+        read_text(text, sizeof(text), path);
     }
+    const char *name = strchr(text, '(');
     const char *field = strrchr(text, ')');
     for (int i = 0; field && i < FLAGS_BEHIND_NAME; i++) {
         field = strchr(field + 1, ' ');
     }
-    return field && (strtoul(field, NULL, 10) & KERNEL_THREAD) != 0;
-}
-
-/* 0 is the idle thread, or a process that is outside of this container; UINT32_MAX one that is ending. */
-static bool is_other(const struct stint *stint, const struct isolation_users *users, const char *name)
-{
-    if (stint->pid == 0 || stint->pid == UINT32_MAX || is_kernel_thread(stint->pid)) {
-        return false;
-    }
-    return !isolation_is_user(users, (pid_t)stint->pid) && strncmp(name, "nvidia-cuda-mps", 15) != 0;
+    return name && field && strncmp(name, "(nvidia-cuda-mps", 16) != 0 &&
+           (strtoul(field, NULL, 10) & KERNEL_THREAD) == 0;
 }
 
 struct isolation_holders isolation_switches_between(struct isolation_switches *switches,
@@ -170,6 +166,9 @@ struct isolation_holders isolation_switches_between(struct isolation_switches *s
                                                     uint64_t to_ns)
 {
     struct isolation_holders holders = {0};
+    const struct stint *longest = NULL;
+    uint32_t asked = 0;
+    bool other = false; /* is `asked` */
     isolation_switches_take(switches);
     uint64_t first = switches->nr > STINTS ? switches->nr - STINTS : 0;
     for (uint64_t i = first; i < switches->nr; i++) {
@@ -179,15 +178,19 @@ struct isolation_holders isolation_switches_between(struct isolation_switches *s
         if (begin_ns >= end_ns) {
             continue;
         }
-        char name[ISOLATION_NAME_BYTES];
-        read_name(stint->pid, stint->tid, name, sizeof(name));
-        bool other = is_other(stint, users, name);
+        if (stint->pid != asked) {
+            asked = stint->pid;
+            other = is_other(asked, users);
+        }
         holders.others_ns += other ? end_ns - begin_ns : 0;
         if (end_ns - begin_ns > holders.longest_ns) {
             holders.longest_ns = end_ns - begin_ns;
             holders.longest_is_other = other;
-            memcpy(holders.longest, name, sizeof(name));
+            longest = stint;
         }
+    }
+    if (longest) {
+        read_name(longest, holders.longest);
     }
     return holders;
 }

@@ -25,7 +25,7 @@ void isolation_switches_take(struct isolation_switches *switches);
 
 /* Who ran from `from_ns` to `to_ns` (CLOCK_MONOTONIC), of which the last switch is a thing of the past. Others are
  * programs that are not in `users`; not the kernel's own threads, which may be at work for one of ours, nor the
- * processes of MPS. */
+ * processes of MPS, nor one that has ended since, of which nobody knows. */
 struct isolation_holders isolation_switches_between(struct isolation_switches *switches,
                                                     const struct isolation_users *users, uint64_t from_ns,
                                                     uint64_t to_ns);

@@ -8,8 +8,7 @@
 # step went.
 #
 #   --only WORDS           only the steps whose name contains them: "isolation", "MPS system", "plain faults two_gpus"
-#   --isolation SECONDS    how long the well-behaved clients are measured beside the bad ones (default 12; the figures
-#                          in docs/ are of 300)
+#   --isolation SECONDS    how long the well-behaved clients are measured beside the bad ones (default 12)
 #   --python               the Python package beside torch too
 #   --bench                measures as well: kernels and calls against the driver's copy, starts, torch where it is
 #
