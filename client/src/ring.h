@@ -35,6 +35,16 @@ struct ring_cancelling {
     struct error outcome;
 };
 
+/* What who waits has learnt of those who else could run on its CPU (ring_wait.c). */
+struct ring_yield {
+    int64_t pace;  /* after a yield it is worth another one after so long */
+    int64_t waits; /* since others ran for long */
+    int64_t alert_from;
+    int64_t alert_until;
+    int64_t crowded_until; /* to look on does not pay */
+    int64_t crowded;       /* for how long, at the last time; 0: not lately */
+};
+
 struct ring {
     pthread_mutex_t lock;
     struct ring_pages *pages; /* NULL: down */
@@ -54,10 +64,10 @@ struct ring {
     uint64_t sequence;     /* of the last entry written */
     uint32_t parked;       /* threads that sleep on complete_tail of these pages */
     int64_t checked_ns;    /* when the daemon was last known to be there */
-    int64_t yield_pace;    /* learnt by who waits (ring_wait.c) */
-    int64_t entered_ns;    /* when it was last relied on for that a call ends */
-    bool alive;            /* something has come from it since checked_ns */
-    bool draining;         /* the daemon refused a call because it is about to go */
+    struct ring_yield yield;
+    int64_t entered_ns; /* when it was last relied on for that a call ends */
+    bool alive;         /* something has come from it since checked_ns */
+    bool draining;      /* the daemon refused a call because it is about to go */
     struct ring_cancelling cancel;
     pthread_cond_t changed; /* a cancel is over, callbacks have run, or there is one more to wait for */
 

@@ -21,6 +21,15 @@
 #define YIELD_EMPTY_NS 1500
 #define YIELD_PACE_LEAST_NS 1000
 #define YIELD_PACE_MOST_NS 16000
+/* Of a yield that takes longer a thread has made use that does not sleep; of two within the time of alert and with few
+ * waits between them, not by chance. Then who waits looks for a moment only and sleeps, for a while: it is let in as
+ * soon as it is woken. Whether that thread is still there is asked ever more rarely. */
+#define YIELD_LONG_NS 500000
+#define WAITS_FEW 16
+#define ALERT_FROM_NS (10 * TIMING_MS)
+#define ALERT_NS (2000 * TIMING_MS)
+#define CROWDED_LEAST_NS (200 * TIMING_MS)
+#define CROWDED_MOST_NS (1600 * TIMING_MS)
 #define LOOKS_PER_CLOCK 8
 #define TAKEN_STEP_NS (TIMING_MS / 10)
 
@@ -43,26 +52,46 @@ static bool has_news(const struct mlacat_ring_daemon *daemon, uint32_t seen, uin
     return (sequence != UINT64_MAX && mlacat_ring_fence(daemon) >= sequence) || mlacat_ring_completed(daemon) != seen;
 }
 
-/* Lets others run, and returns when. `pace`: how long after that it is worth a try again. */
-static int64_t yield(int64_t *pace)
+static void note_long_yield(struct ring_yield *learnt, int64_t now)
+{
+    if (now >= learnt->alert_until) {
+        learnt->crowded = 0;
+        learnt->alert_from = now + ALERT_FROM_NS;
+    } else if (now >= learnt->alert_from && (learnt->waits <= WAITS_FEW || learnt->crowded > 0)) {
+        learnt->crowded = learnt->crowded > 0 ? least(2 * learnt->crowded, CROWDED_MOST_NS) : CROWDED_LEAST_NS;
+        learnt->crowded_until = now + learnt->crowded;
+    }
+    learnt->waits = 0;
+    learnt->alert_until = (now < learnt->crowded_until ? learnt->crowded_until : now) + ALERT_NS;
+}
+
+/* Lets others run, and returns when. */
+static int64_t yield(struct ring_yield *learnt)
 {
     int64_t begin = timing_now();
     sched_yield();
     int64_t now = timing_now();
     if (now - begin > YIELD_EMPTY_NS) {
-        *pace = 0;
+        learnt->pace = 0;
     } else {
-        *pace = *pace == 0 ? YIELD_PACE_LEAST_NS : least(2 * *pace, YIELD_PACE_MOST_NS);
+        learnt->pace = learnt->pace == 0 ? YIELD_PACE_LEAST_NS : least(2 * learnt->pace, YIELD_PACE_MOST_NS);
+    }
+    if (now - begin > YIELD_LONG_NS) {
+        note_long_yield(learnt, now);
     }
     return now;
 }
 
 /* True: there is news. False: it is `until`. */
 static bool spin(const struct mlacat_ring_daemon *daemon, uint32_t seen, uint64_t sequence, int64_t until,
-                 int64_t *pace)
+                 struct ring_yield *learnt)
 {
     int64_t now = timing_now();
     int64_t alone = now + SPIN_ALONE_NS;
+    learnt->waits++;
+    if (now < learnt->crowded_until) {
+        until = least(until, alone);
+    }
     while (now < until) {
         for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
             if (has_news(daemon, seen, sequence)) {
@@ -71,9 +100,10 @@ static bool spin(const struct mlacat_ring_daemon *daemon, uint32_t seen, uint64_
             cpu_relax();
         }
         now = timing_now();
-        if (now >= alone) {
-            now = yield(pace);
-            alone = now + *pace;
+        if (now >= alone && now < until) {
+            now = yield(learnt);
+            alone = now + learnt->pace;
+            until = now < learnt->crowded_until ? now : until;
         }
     }
     return has_news(daemon, seen, sequence);
@@ -141,11 +171,11 @@ bool ring_pause(struct mlacat_stream *stream, struct ring_look *look, int64_t de
     const struct mlacat_ring_daemon *daemon = ring->daemon;
     uint32_t seen = ring->head;
     int64_t until = least(deadline, now + RING_CHECK_NS);
-    int64_t pace = ring->yield_pace;
+    struct ring_yield learnt = ring->yield;
     pthread_mutex_unlock(&ring->lock);
-    bool news = spin(daemon, seen, look->sequence, least(until, look->begin_ns + stream->client->spin_ns), &pace);
+    bool news = spin(daemon, seen, look->sequence, least(until, look->begin_ns + stream->client->spin_ns), &learnt);
     pthread_mutex_lock(&ring->lock);
-    ring->yield_pace = pace;
+    ring->yield = learnt;
     if (news) {
         look->begin_ns = 0;
         ring->checked_ns = now; /* it was not there yet at that time */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * How a thread that looks for work again and again shares its CPU with whoever else could run there. A kernel that
- * preempts by its tick alone leaves a thread that was woken there waiting for up to 4 ms, and that may be the very
- * thread whose answer was just sent.
+ * preempts by its tick alone leaves a thread that was woken there waiting for a tick or more, 4 ms each, and that may
+ * be the very thread whose answer was just sent.
  *
  * Owns:     nothing. Zeroed is ready to use.
  * Thread:   the one that looks.
@@ -11,8 +11,11 @@
 #ifndef MLACAT_ENGINE_SPINNER_H
 #define MLACAT_ENGINE_SPINNER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
+/* Longer than a hand-over between two threads that both run: so long a look costs nobody anything. */
+#define SPIN_ALONE_NS 2000
 /* For so long a thread without a pause keeps others waiting. */
 #define SPIN_SHARE_NS 100000
 
@@ -21,6 +24,11 @@ struct spinner {
     uint64_t yield_ns;  /* when that has come so far, others go first */
     uint64_t pace_ns;   /* and after as long again; learnt */
     uint64_t shared_ns; /* when others last could go first, by clock_now_ns */
+    uint64_t waits;     /* and turns with an event, where they count, since others ran for long */
+    uint64_t alert_from_ns;
+    uint64_t alert_until_ns;
+    uint64_t crowded_until_ns;
+    uint64_t crowded_ns; /* for how long, at the last time; 0: not lately */
 };
 
 /* One turn without an event, `waited_ns` after the last one. What comes at once is found without a system call; later
@@ -31,5 +39,15 @@ void spin_pause(struct spinner *spinner, uint64_t waited_ns);
 /* After a turn with an event, at `now_ns`, when all that came of it is handed on: a thread that always has events makes
  * no pause, and lets others go first all the same. For threads that make system calls in each turn anyway. */
 void spin_share(struct spinner *spinner, uint64_t now_ns);
+
+/* A turn with an event, of a thread that gets on well between two long yields. */
+static inline void spin_count(struct spinner *spinner)
+{
+    spinner->waits++;
+}
+
+/* Somebody runs on this CPU who does not sleep. Who goes first there is away for a tick, so that a thread that looks on
+ * is the last to learn of its event; one that sleeps is let in as soon as it is woken. */
+bool spin_crowded(const struct spinner *spinner, uint64_t now_ns);
 
 #endif

@@ -52,10 +52,13 @@ static uint64_t looks_on_ns(const struct worker *worker)
     return worker->spin_ns == 0 || brisk_ns < worker->spin_ns ? worker->spin_ns : brisk_ns;
 }
 
-static bool looks_on(const struct worker *worker, uint64_t waited_ns)
+static bool looks_on(const struct worker *worker, uint64_t waited_ns, uint64_t now_ns)
 {
     if (worker->poll == WORKER_POLL_SPIN) {
         return worker_streams(worker) > 0;
+    }
+    if (spin_crowded(&worker->spinner, now_ns)) {
+        return waited_ns < SPIN_ALONE_NS;
     }
     return waited_ns < looks_on_ns(worker) || (worker->eager && worker->poll != WORKER_POLL_SLEEP);
 }
@@ -91,9 +94,9 @@ static void wait_for_work(struct worker *worker)
     uint64_t start_ns = worker->moved_ns;
     worker->eager = false; /* what was expected has come */
     while (!has_news(worker)) {
-        uint64_t waited_ns = clock_now_ns() - start_ns;
-        if (looks_on(worker, waited_ns)) {
-            spin_pause(&worker->spinner, waited_ns);
+        uint64_t now_ns = clock_now_ns();
+        if (looks_on(worker, now_ns - start_ns, now_ns)) {
+            spin_pause(&worker->spinner, now_ns - start_ns);
             continue;
         }
         rest(worker, 0);
@@ -107,6 +110,7 @@ static void note_events(struct worker *worker)
     uint64_t gap_ns = now_ns - worker->moved_ns;
     worker->moved = false;
     worker->moved_ns = now_ns;
+    spin_count(&worker->spinner);
     worker->brisk_ns -= worker->brisk_ns / FORGET_PARTS;
     if (gap_ns <= BRISK_NS && gap_ns > worker->brisk_ns) {
         worker->brisk_ns = gap_ns;
@@ -118,7 +122,7 @@ static void pause_round(struct worker *worker)
 {
     uint64_t now_ns = clock_now_ns();
     uint64_t waited_ns = now_ns - worker->moved_ns;
-    if (looks_on(worker, waited_ns)) {
+    if (looks_on(worker, waited_ns, now_ns)) {
         spin_pause(&worker->spinner, waited_ns);
     } else {
         /* Nothing but gated calls: until the first of them is asked for. */

@@ -36,8 +36,8 @@
  * for events. */
 #define WORKER_ASK_MOST_NS 1000000
 
-/* spin: awake while a stream is open; balanced: awake for spin_ns after the last event; sleep: sleeps, or naps, at
- * once. */
+/* spin: awake while a stream is open; balanced: awake for spin_ns after the last event, if that pays (spinner.h);
+ * sleep: sleeps, or naps, at once. */
 enum worker_poll { WORKER_POLL_SPIN, WORKER_POLL_BALANCED, WORKER_POLL_SLEEP };
 
 struct ring_report;

@@ -25,7 +25,7 @@ static bool is_worth_looking(const struct loop_sleep *sleep, uint64_t now_ns)
     case WORKER_POLL_SPIN:
         return service_streams(sleep->service) > 0;
     case WORKER_POLL_BALANCED:
-        return now_ns - sleep->last_event_ns < sleep->spin_ns;
+        return now_ns - sleep->last_event_ns < sleep->spin_ns && !spin_crowded(&sleep->spinner, now_ns);
     default:
         return false;
     }
@@ -38,7 +38,6 @@ static void on_prepare(uv_prepare_t *prepare)
     uint64_t now_ns = clock_now_ns();
     if (any || sleep->service->had_packets) {
         sleep->last_event_ns = now_ns;
-        spin_share(&sleep->spinner, now_ns);
     }
     sleep->service->had_packets = false;
     sleep->on_turn(sleep->owner);
@@ -47,6 +46,9 @@ static void on_prepare(uv_prepare_t *prepare)
     }
     if (is_worth_looking(sleep, now_ns)) {
         uv_idle_start(&sleep->busy, on_busy);
+        if (sleep->last_event_ns == now_ns) {
+            spin_share(&sleep->spinner, now_ns);
+        }
         spin_pause(&sleep->spinner, now_ns - sleep->last_event_ns);
         return;
     }

@@ -2,8 +2,9 @@
 /*
  * When the event loop sleeps. To wake a thread costs more than a small call takes, for whoever wakes it as well as for
  * the thread. So after a packet or a completion the loop looks on, yielding (spinner.h), for spin_ns before it sleeps
- * (poll = balanced), or as long as a stream is open (spin), or not at all (sleep). A loop that always has events lets
- * others run on its CPU now and then: the client that it has just answered may have been woken there.
+ * (poll = balanced), or as long as a stream is open (spin), or not at all (sleep). A loop that looks on and always has
+ * events lets others run on its CPU now and then: the client that it has just answered may have been woken there. Where
+ * somebody runs on its CPU who does not sleep, it sleeps at once (balanced).
  *
  * Owns:     the handles by which the loop goes round, and the bell that the other threads ring.
  * Thread:   the loop thread.

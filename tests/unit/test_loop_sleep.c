@@ -19,7 +19,11 @@ static struct {
     uint64_t now_ns;
     unsigned yields;
     unsigned turns;
-    bool packets; /* each turn has some; else completions */
+    unsigned early; /* yields before this turn's events were handed on */
+    bool handed_on;
+    uint64_t yield_takes_ns;
+    bool busy_at_end; /* it would not have waited for its sockets */
+    bool packets;     /* each turn has some; else completions */
 } scene;
 
 static uv_loop_t loop;
@@ -39,12 +43,15 @@ uint64_t __wrap_clock_now_ns(void)
 int __wrap_sched_yield(void)
 {
     scene.yields++;
+    scene.early += !scene.handed_on;
+    scene.now_ns += scene.yield_takes_ns;
     return 0;
 }
 
 bool __wrap_service_take(struct service *s)
 {
     (void)s;
+    scene.handed_on = false;
     return !scene.packets;
 }
 
@@ -63,14 +70,16 @@ static void close_handle(uv_handle_t *handle, void *arg)
 static void keep_awake(uv_idle_t *idle)
 {
     (void)idle;
+    scene.now_ns += TURN_NS;
 }
 
 static void on_turn(void *owner)
 {
     (void)owner;
-    scene.now_ns += TURN_NS;
+    scene.handed_on = true;
     service.had_packets = scene.packets;
     if (++scene.turns == TURNS) {
+        scene.busy_at_end = uv_is_active((uv_handle_t *)&loop_sleep.busy);
         uv_walk(&loop, close_handle, NULL);
     }
 }
@@ -81,6 +90,7 @@ static unsigned yields_of(enum worker_poll poll, bool packets)
     scene.now_ns = 1000000000;
     scene.yields = 0;
     scene.turns = 0;
+    scene.early = 0;
     scene.packets = packets;
     service = (struct service){.bell = &loop_sleep.bell, .had_packets = packets};
     assert_int_equal(uv_loop_init(&loop), 0);
@@ -95,20 +105,42 @@ static unsigned yields_of(enum worker_poll poll, bool packets)
 
 static void test_a_loop_that_is_never_idle_lets_others_go_first(void **state)
 {
-    static const enum worker_poll polls[] = {WORKER_POLL_SPIN, WORKER_POLL_BALANCED, WORKER_POLL_SLEEP};
+    static const enum worker_poll polls[] = {WORKER_POLL_SPIN, WORKER_POLL_BALANCED};
     (void)state;
     for (size_t i = 0; i < sizeof(polls) / sizeof(polls[0]); i++) {
         for (int packets = 0; packets < 2; packets++) {
             assert_in_range(yields_of(polls[i], packets != 0), TURNS / (SPIN_SHARE_NS / TURN_NS),
                             TURNS / (SPIN_SHARE_NS / TURN_NS) + 1);
+            assert_int_equal(scene.early, 0);
         }
     }
+}
+
+/* It only waits for its sockets, as other programs do, and the kernel shares the CPUs out. */
+static void test_a_loop_that_never_looks_on_does_not(void **state)
+{
+    (void)state;
+    assert_int_equal(yields_of(WORKER_POLL_SLEEP, true), 0);
+    assert_int_equal(yields_of(WORKER_POLL_SLEEP, false), 0);
+}
+
+/* So that it is let in when it is woken. */
+static void test_a_loop_beside_who_does_not_sleep_looks_on_no_more(void **state)
+{
+    (void)state;
+    scene.yield_takes_ns = 4000000;
+    unsigned yields = yields_of(WORKER_POLL_BALANCED, true);
+    scene.yield_takes_ns = 0;
+    assert_int_equal(yields, 4);
+    assert_false(scene.busy_at_end);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_loop_that_is_never_idle_lets_others_go_first),
+        cmocka_unit_test(test_a_loop_that_never_looks_on_does_not),
+        cmocka_unit_test(test_a_loop_beside_who_does_not_sleep_looks_on_no_more),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,6 +14,10 @@
 #define TURN_NS 100
 #define NOBODY_NS 300
 #define SOMEBODY_NS 50000
+#define TICK_NS UINT64_C(4000000)
+#define CROWDED_NS UINT64_C(200000000)
+#define ALERT_NS UINT64_C(2000000000)
+#define APART_NS UINT64_C(10000000)
 
 static uint64_t now_ns;
 static uint64_t yield_takes_ns;
@@ -131,6 +135,114 @@ static void test_a_yield_in_a_pause_is_a_share_too(void **state)
     assert_int_equal(work(&spinner, 1), 1);
 }
 
+/* ------------------------------------------------------------------------------------- beside who does not sleep */
+
+/* Others go first once, and run for so long. */
+static void yield_for(struct spinner *spinner, uint64_t ns)
+{
+    yield_takes_ns = ns;
+    now_ns += APART_NS;
+    spin_share(spinner, now_ns);
+}
+
+static void test_crowded_by_who_does_not_sleep(void **state)
+{
+    struct spinner spinner = {0};
+    (void)state;
+    assert_false(spin_crowded(&spinner, now_ns));
+    yield_for(&spinner, TICK_NS);
+    assert_false(spin_crowded(&spinner, now_ns)); /* may be chance */
+    yield_for(&spinner, TICK_NS);
+    assert_true(spin_crowded(&spinner, now_ns));
+    assert_true(spin_crowded(&spinner, now_ns + CROWDED_NS - 1));
+    assert_false(spin_crowded(&spinner, now_ns + CROWDED_NS));
+}
+
+/* From which time it is not crowded any more. */
+static uint64_t crowded_for(const struct spinner *spinner)
+{
+    uint64_t ns = 0;
+    while (spin_crowded(spinner, now_ns + ns)) {
+        ns += CROWDED_NS;
+    }
+    return ns;
+}
+
+static void test_crowded_is_asked_about_ever_more_rarely(void **state)
+{
+    static const unsigned times[] = {1, 2, 4, 8, 8, 8};
+    struct spinner spinner = {0};
+    (void)state;
+    yield_for(&spinner, TICK_NS);
+    for (size_t i = 0; i < sizeof(times) / sizeof(times[0]); i++) {
+        yield_for(&spinner, TICK_NS);
+        assert_int_equal(crowded_for(&spinner), times[i] * CROWDED_NS);
+        now_ns += times[i] * CROWDED_NS;
+    }
+    now_ns += ALERT_NS; /* and from the beginning, when that was long ago */
+    yield_for(&spinner, TICK_NS);
+    assert_int_equal(crowded_for(&spinner), 0);
+    yield_for(&spinner, TICK_NS);
+    assert_int_equal(crowded_for(&spinner), CROWDED_NS);
+}
+
+static void test_crowded_is_seen_in_a_pause_too(void **state)
+{
+    struct spinner spinner = {0};
+    (void)state;
+    yield_takes_ns = TICK_NS;
+    look(&spinner, 3 * TICK_NS);
+    assert_false(spin_crowded(&spinner, now_ns)); /* all in one burst */
+    look(&spinner, 2 * TICK_NS);
+    assert_true(spin_crowded(&spinner, now_ns));
+}
+
+static void test_not_crowded_by_those_who_sleep(void **state)
+{
+    struct spinner spinner = {0};
+    (void)state;
+    for (int i = 0; i < 100; i++) {
+        yield_for(&spinner, 10 * (uint64_t)SOMEBODY_NS);
+        assert_false(spin_crowded(&spinner, now_ns));
+    }
+}
+
+/* As a client that works for long between many calls. */
+static void test_not_crowded_by_long_ones_between_many_waits(void **state)
+{
+    struct spinner spinner = {0};
+    (void)state;
+    for (int i = 0; i < 10; i++) {
+        yield_for(&spinner, TICK_NS);
+        assert_false(spin_crowded(&spinner, now_ns));
+        for (int wait = 0; wait < 18; wait++) {
+            look(&spinner, 5 * TURN_NS);
+        }
+    }
+    yield_for(&spinner, TICK_NS);
+    for (int turn = 0; turn < 18; turn++) {
+        spin_count(&spinner);
+    }
+    yield_for(&spinner, TICK_NS);
+    assert_false(spin_crowded(&spinner, now_ns));
+    for (int wait = 0; wait < 8; wait++) {
+        look(&spinner, 5 * TURN_NS);
+    }
+    yield_for(&spinner, TICK_NS);
+    assert_true(spin_crowded(&spinner, now_ns));
+}
+
+static void test_not_crowded_by_who_comes_and_goes(void **state)
+{
+    struct spinner spinner = {0};
+    (void)state;
+    for (int i = 0; i < 10; i++) {
+        yield_for(&spinner, TICK_NS);
+        assert_false(spin_crowded(&spinner, now_ns));
+        now_ns += ALERT_NS;
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -140,6 +252,12 @@ int main(void)
         cmocka_unit_test_setup(test_a_thread_that_always_has_events_lets_others_go_first, begin),
         cmocka_unit_test_setup(test_a_share_counts_from_its_end, begin),
         cmocka_unit_test_setup(test_a_yield_in_a_pause_is_a_share_too, begin),
+        cmocka_unit_test_setup(test_crowded_by_who_does_not_sleep, begin),
+        cmocka_unit_test_setup(test_crowded_is_asked_about_ever_more_rarely, begin),
+        cmocka_unit_test_setup(test_crowded_is_seen_in_a_pause_too, begin),
+        cmocka_unit_test_setup(test_not_crowded_by_those_who_sleep, begin),
+        cmocka_unit_test_setup(test_not_crowded_by_long_ones_between_many_waits, begin),
+        cmocka_unit_test_setup(test_not_crowded_by_who_comes_and_goes, begin),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

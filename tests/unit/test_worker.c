@@ -18,6 +18,8 @@
 #include "worker.h"
 
 #define LOOKS 20
+#define START_NS UINT64_C(1000000000)
+#define TICK_NS UINT64_C(4000000)
 
 static struct {
     _Atomic uint32_t polls;
@@ -27,22 +29,38 @@ static struct {
     _Atomic bool holding;   /* now */
     _Atomic bool long_naps; /* a nap ends only by a ring */
     _Atomic uint64_t longest_nap_ns;
-    _Atomic uint64_t now_ns;    /* 0: what the clock says */
+    _Atomic uint64_t now_ns; /* 0: what the clock says */
+    _Atomic bool crowded;
+    _Atomic uint64_t ahead_ns;  /* the clock */
     _Atomic uint32_t questions; /* for the event */
     _Atomic bool came;          /* the event */
 } counts;
 
+static pthread_t test_thread;
 static void *cookie; /* worker: of the call at the device */
 
 void __real_doorbell_nap(struct doorbell *doorbell, uint64_t ns);
 void __wrap_doorbell_nap(struct doorbell *doorbell, uint64_t ns);
+
+int __real_sched_yield(void);
+int __wrap_sched_yield(void);
+
+/* Those of the test are real. Beside the worker runs somebody who does not sleep, if the test says so. */
+int __wrap_sched_yield(void)
+{
+    if (!pthread_equal(pthread_self(), test_thread) && counts.crowded) {
+        counts.ahead_ns += TICK_NS;
+        return 0;
+    }
+    return __real_sched_yield();
+}
 
 uint64_t __real_clock_now_ns(void);
 uint64_t __wrap_clock_now_ns(void);
 
 uint64_t __wrap_clock_now_ns(void)
 {
-    return counts.now_ns != 0 ? counts.now_ns : __real_clock_now_ns();
+    return (counts.now_ns != 0 ? counts.now_ns : __real_clock_now_ns()) + counts.ahead_ns;
 }
 
 void __wrap_doorbell_nap(struct doorbell *doorbell, uint64_t ns)
@@ -101,10 +119,12 @@ static struct worker worker;
 static struct stream stream;
 static struct call calls[2];
 
-static void start(enum worker_poll policy, bool works_in_poll)
+static void start_looking(enum worker_poll policy, bool works_in_poll, uint64_t spin_ns, uint64_t now_ns)
 {
     struct error err;
+    test_thread = pthread_self();
     memset(&counts, 0, sizeof(counts));
+    counts.now_ns = now_ns;
     memset(&stream, 0, sizeof(stream));
     memset(calls, 0, sizeof(calls));
     cookie = NULL;
@@ -112,8 +132,13 @@ static void start(enum worker_poll policy, bool works_in_poll)
     list_init(&stream.queue);
     list_init(&stream.launched);
     ops.works_in_poll = works_in_poll;
-    assert_int_equal(worker_start(&worker, &ops, &bell, policy, 100000, &err), MLACAT_OK);
+    assert_int_equal(worker_start(&worker, &ops, &bell, policy, spin_ns, &err), MLACAT_OK);
     worker_count_stream(&worker, 1);
+}
+
+static void start(enum worker_poll policy, bool works_in_poll)
+{
+    start_looking(policy, works_in_poll, 100000, 0);
 }
 
 static void post(struct call *call)
@@ -227,6 +252,23 @@ static void test_worker_does_not_nap(void **state)
     }
 }
 
+/* It is let in when it wakes up, and not when it yields. */
+static void test_worker_beside_who_does_not_sleep_naps(void **state)
+{
+    (void)state;
+    start_looking(WORKER_POLL_BALANCED, false, UINT64_C(3600000000000), START_NS);
+    post(&calls[0]);
+    wait_for_polls(LOOKS);
+    assert_int_equal(counts.naps, 0);
+    counts.crowded = true;
+    counts.now_ns = START_NS + 2 * SPIN_ALONE_NS;
+    while (counts.naps == 0) {
+        sched_yield();
+    }
+    assert_int_equal(counts.ahead_ns, 4 * TICK_NS);
+    finish();
+}
+
 static void hold(struct call *call)
 {
     counts.held = true;
@@ -264,8 +306,6 @@ static void test_worker_is_not_stuck_with_a_call_that_has_just_come(void **state
 }
 
 /* ------------------------------------------------------------------------------- calls that wait for an event */
-
-#define START_NS UINT64_C(1000000000)
 
 static void wait_for_rounds(void)
 {
@@ -354,6 +394,7 @@ int main(void)
         cmocka_unit_test(test_worker_mail_ends_a_nap),
         cmocka_unit_test(test_worker_withdrawal_ends_a_nap),
         cmocka_unit_test(test_worker_does_not_nap),
+        cmocka_unit_test(test_worker_beside_who_does_not_sleep_naps),
         cmocka_unit_test(test_worker_is_not_stuck_with_a_call_that_has_just_come),
         cmocka_unit_test(test_worker_asks_for_an_event_ever_more_rarely),
         cmocka_unit_test(test_worker_naps_until_it_asks_again),

@@ -138,7 +138,8 @@ struct mlacat_connect_options {
     uint32_t connect_timeout_ms;   /* how long mlacat_connect waits for a daemon that listens to answer; 0: 2000 */
     uint32_t reconnect_timeout_ms; /* how long a request waits for a daemon that went away to come back; 0: 2000 */
     enum mlacat_dispatch dispatch;
-    /* how long a wait for a call of a ring looks at shared memory, yielding, before it sleeps; 0: 50; 1: hardly */
+    /* how long a wait for a call of a ring looks at shared memory, yielding, before it sleeps; hardly at all beside a
+     * program that never sleeps on its CPU; 0: 50; 1: hardly */
     uint32_t spin_us;
 };
 
