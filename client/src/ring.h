@@ -19,6 +19,7 @@
 
 #include "client.h"
 #include "mlacat_ring.h"
+#include "mlacat_yield.h"
 #include "ready_word.h"
 #include "ring_pages.h"
 
@@ -35,16 +36,6 @@ struct ring_cancelling {
     struct error outcome;
 };
 
-/* What who waits has learnt of those who else could run on its CPU (ring_wait.c). */
-struct ring_yield {
-    int64_t pace;  /* after a yield it is worth another one after so long */
-    int64_t waits; /* since others ran for long */
-    int64_t alert_from;
-    int64_t alert_until;
-    int64_t crowded_until; /* to look on does not pay */
-    int64_t crowded;       /* for how long, at the last time; 0: not lately */
-};
-
 struct ring {
     pthread_mutex_t lock;
     struct ring_pages *pages; /* NULL: down */
@@ -55,19 +46,19 @@ struct ring {
     struct mlacat_ring_submission *submissions;
     const struct mlacat_ring_completion *completions;
     const char *messages;
-    uint32_t mask;         /* entries - 1 */
-    uint32_t tail;         /* entries written */
-    uint32_t published;    /* of them, told to the daemon */
-    uint32_t head;         /* completions read */
-    uint32_t failed_seen;  /* a value that `failed` in D had at some time before now */
-    uint32_t failed_taken; /* completions read that are not OK: `failed` in D counts the same */
-    uint64_t sequence;     /* of the last entry written */
-    uint32_t parked;       /* threads that sleep on complete_tail of these pages */
-    int64_t checked_ns;    /* when the daemon was last known to be there */
-    struct ring_yield yield;
-    int64_t entered_ns; /* when it was last relied on for that a call ends */
-    bool alive;         /* something has come from it since checked_ns */
-    bool draining;      /* the daemon refused a call because it is about to go */
+    uint32_t mask;             /* entries - 1 */
+    uint32_t tail;             /* entries written */
+    uint32_t published;        /* of them, told to the daemon */
+    uint32_t head;             /* completions read */
+    uint32_t failed_seen;      /* a value that `failed` in D had at some time before now */
+    uint32_t failed_taken;     /* completions read that are not OK: `failed` in D counts the same */
+    uint64_t sequence;         /* of the last entry written */
+    uint32_t parked;           /* threads that sleep on complete_tail of these pages */
+    int64_t checked_ns;        /* when the daemon was last known to be there */
+    struct mlacat_yield yield; /* learnt by who waits (ring_wait.c) */
+    int64_t entered_ns;        /* when it was last relied on for that a call ends */
+    bool alive;                /* something has come from it since checked_ns */
+    bool draining;             /* the daemon refused a call because it is about to go */
     struct ring_cancelling cancel;
     pthread_cond_t changed; /* a cancel is over, callbacks have run, or there is one more to wait for */
 

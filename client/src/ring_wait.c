@@ -15,32 +15,8 @@
 #include "timing.h"
 #include "transport.h"
 
-/* Longer than a hand-over between two threads that both run. After that the worker may need this very CPU. */
-#define SPIN_ALONE_NS 2000
-/* A yield that takes longer has let somebody run; after others the next one is further away. */
-#define YIELD_EMPTY_NS 1500
-#define YIELD_PACE_LEAST_NS 1000
-#define YIELD_PACE_MOST_NS 16000
-/* Of a yield that takes longer a thread has made use that does not sleep; of two within the time of alert and with few
- * waits between them, not by chance. Then who waits looks for a moment only and sleeps, for a while: it is let in as
- * soon as it is woken. Whether that thread is still there is asked ever more rarely. */
-#define YIELD_LONG_NS 500000
-#define WAITS_FEW 16
-#define ALERT_FROM_NS (10 * TIMING_MS)
-#define ALERT_NS (2000 * TIMING_MS)
-#define CROWDED_LEAST_NS (200 * TIMING_MS)
-#define CROWDED_MOST_NS (1600 * TIMING_MS)
 #define LOOKS_PER_CLOCK 8
 #define TAKEN_STEP_NS (TIMING_MS / 10)
-
-static inline void cpu_relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
 
 static int64_t least(int64_t a, int64_t b)
 {
@@ -52,44 +28,25 @@ static bool has_news(const struct mlacat_ring_daemon *daemon, uint32_t seen, uin
     return (sequence != UINT64_MAX && mlacat_ring_fence(daemon) >= sequence) || mlacat_ring_completed(daemon) != seen;
 }
 
-static void note_long_yield(struct ring_yield *learnt, int64_t now)
-{
-    if (now >= learnt->alert_until) {
-        learnt->crowded = 0;
-        learnt->alert_from = now + ALERT_FROM_NS;
-    } else if (now >= learnt->alert_from && (learnt->waits <= WAITS_FEW || learnt->crowded > 0)) {
-        learnt->crowded = learnt->crowded > 0 ? least(2 * learnt->crowded, CROWDED_MOST_NS) : CROWDED_LEAST_NS;
-        learnt->crowded_until = now + learnt->crowded;
-    }
-    learnt->waits = 0;
-    learnt->alert_until = (now < learnt->crowded_until ? learnt->crowded_until : now) + ALERT_NS;
-}
-
 /* Lets others run, and returns when. */
-static int64_t yield(struct ring_yield *learnt)
+static int64_t yield(struct mlacat_yield *learnt)
 {
     int64_t begin = timing_now();
     sched_yield();
     int64_t now = timing_now();
-    if (now - begin > YIELD_EMPTY_NS) {
-        learnt->pace = 0;
-    } else {
-        learnt->pace = learnt->pace == 0 ? YIELD_PACE_LEAST_NS : least(2 * learnt->pace, YIELD_PACE_MOST_NS);
-    }
-    if (now - begin > YIELD_LONG_NS) {
-        note_long_yield(learnt, now);
-    }
+    mlacat_yield_pace(learnt, (uint64_t)(now - begin));
+    mlacat_yield_note(learnt, (uint64_t)now, (uint64_t)(now - begin));
     return now;
 }
 
 /* True: there is news. False: it is `until`. */
 static bool spin(const struct mlacat_ring_daemon *daemon, uint32_t seen, uint64_t sequence, int64_t until,
-                 struct ring_yield *learnt)
+                 struct mlacat_yield *learnt)
 {
     int64_t now = timing_now();
-    int64_t alone = now + SPIN_ALONE_NS;
+    int64_t alone = now + MLACAT_YIELD_ALONE_NS;
     learnt->waits++;
-    if (now < learnt->crowded_until) {
+    if (mlacat_yield_crowded(learnt, (uint64_t)now)) { /* it looks for a moment only */
         until = least(until, alone);
     }
     while (now < until) {
@@ -97,13 +54,13 @@ static bool spin(const struct mlacat_ring_daemon *daemon, uint32_t seen, uint64_
             if (has_news(daemon, seen, sequence)) {
                 return true;
             }
-            cpu_relax();
+            mlacat_yield_relax();
         }
         now = timing_now();
         if (now >= alone && now < until) {
             now = yield(learnt);
-            alone = now + learnt->pace;
-            until = now < learnt->crowded_until ? now : until;
+            alone = now + (int64_t)learnt->pace_ns;
+            until = mlacat_yield_crowded(learnt, (uint64_t)now) ? now : until;
         }
     }
     return has_news(daemon, seen, sequence);
@@ -171,7 +128,7 @@ bool ring_pause(struct mlacat_stream *stream, struct ring_look *look, int64_t de
     const struct mlacat_ring_daemon *daemon = ring->daemon;
     uint32_t seen = ring->head;
     int64_t until = least(deadline, now + RING_CHECK_NS);
-    struct ring_yield learnt = ring->yield;
+    struct mlacat_yield learnt = ring->yield;
     pthread_mutex_unlock(&ring->lock);
     bool news = spin(daemon, seen, look->sequence, least(until, look->begin_ns + stream->client->spin_ns), &learnt);
     pthread_mutex_lock(&ring->lock);

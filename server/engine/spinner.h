@@ -14,21 +14,16 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Longer than a hand-over between two threads that both run: so long a look costs nobody anything. */
-#define SPIN_ALONE_NS 2000
+#include "mlacat_yield.h"
+
 /* For so long a thread without a pause keeps others waiting. */
 #define SPIN_SHARE_NS 100000
 
 struct spinner {
-    uint64_t waited_ns; /* at the last turn */
-    uint64_t yield_ns;  /* when that has come so far, others go first */
-    uint64_t pace_ns;   /* and after as long again; learnt */
-    uint64_t shared_ns; /* when others last could go first, by clock_now_ns */
-    uint64_t waits;     /* and turns with an event, where they count, since others ran for long */
-    uint64_t alert_from_ns;
-    uint64_t alert_until_ns;
-    uint64_t crowded_until_ns;
-    uint64_t crowded_ns; /* for how long, at the last time; 0: not lately */
+    uint64_t waited_ns;         /* at the last turn */
+    uint64_t yield_ns;          /* when that has come so far, others go first */
+    uint64_t shared_ns;         /* when others last could go first, by clock_now_ns */
+    struct mlacat_yield learnt; /* its waits: also turns with an event, where they count */
 };
 
 /* One turn without an event, `waited_ns` after the last one. What comes at once is found without a system call; later
@@ -43,11 +38,13 @@ void spin_share(struct spinner *spinner, uint64_t now_ns);
 /* A turn with an event, of a thread that gets on well between two long yields. */
 static inline void spin_count(struct spinner *spinner)
 {
-    spinner->waits++;
+    spinner->learnt.waits++;
 }
 
-/* Somebody runs on this CPU who does not sleep. Who goes first there is away for a tick, so that a thread that looks on
- * is the last to learn of its event; one that sleeps is let in as soon as it is woken. */
-bool spin_crowded(const struct spinner *spinner, uint64_t now_ns);
+/* As mlacat_yield_crowded says. */
+static inline bool spin_crowded(const struct spinner *spinner, uint64_t now_ns)
+{
+    return mlacat_yield_crowded(&spinner->learnt, now_ns) != 0;
+}
 
 #endif

@@ -58,7 +58,7 @@ static bool looks_on(const struct worker *worker, uint64_t waited_ns, uint64_t n
         return worker_streams(worker) > 0;
     }
     if (spin_crowded(&worker->spinner, now_ns)) {
-        return waited_ns < SPIN_ALONE_NS;
+        return waited_ns < MLACAT_YIELD_ALONE_NS;
     }
     return waited_ns < looks_on_ns(worker) || (worker->eager && worker->poll != WORKER_POLL_SLEEP);
 }

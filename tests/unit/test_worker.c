@@ -261,7 +261,7 @@ static void test_worker_beside_who_does_not_sleep_naps(void **state)
     wait_for_polls(LOOKS);
     assert_int_equal(counts.naps, 0);
     counts.crowded = true;
-    counts.now_ns = START_NS + 2 * SPIN_ALONE_NS;
+    counts.now_ns = START_NS + 2 * MLACAT_YIELD_ALONE_NS;
     while (counts.naps == 0) {
         sched_yield();
     }
