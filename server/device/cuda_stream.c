@@ -75,7 +75,8 @@ static int launch(struct device_stream *stream, uint32_t first, unsigned lane)
         stream->batch.gate.lapsed_value = flights->lane[lane].fence->written + 1;
     }
     int result = cuda_batch_launch(&stream->batch, &flights->lane[lane], &end.words, &launched);
-    check_result(stream, result, cuda_error_is_lost(result), "cuLaunchKernel");
+    check_result(stream, result, cuda_error_is_lost(result),
+                 launched == CUDA_LAUNCHED_PART ? "cuLaunchKernelEx" : "cuLaunchKernel");
     cuda_flights_newest(flights)->unfinished = stream->batch.pending;
     stream->lane = lane;
     if (launched == CUDA_LAUNCHED_PART && stream->lost.code == MLACAT_OK) {

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -454,12 +455,14 @@ static void test_cuda_arm_large_lost_between_launches(void **state)
 {
     (void)state;
     lose(2, 1, 719);
+    assert_non_null(strstr(err.message, "cuLaunchKernelEx"));
 }
 
 static void test_cuda_arm_large_lost_before_the_tail(void **state)
 {
     (void)state;
     lose(3, 1, 719);
+    assert_non_null(strstr(err.message, "cuLaunchKernelEx"));
 }
 
 static void test_cuda_arm_large_in_part_and_no_write_behind_it(void **state)
