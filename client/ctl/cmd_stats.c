@@ -35,13 +35,15 @@ static json_t *client_json(const struct mlacat_client_stats *client)
 static json_t *device_json(const struct mlacat_device_stats *device)
 {
     return json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", device->device, "imports_first",
-        (json_int_t)device->imports_first, "imports_known", (json_int_t)device->imports_known, "releases",
-        (json_int_t)device->releases, "import_first_ns_p50", (json_int_t)device->import_first_ns_p50,
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", device->device,
+        "imports_first", (json_int_t)device->imports_first, "imports_known", (json_int_t)device->imports_known,
+        "releases", (json_int_t)device->releases, "import_first_ns_p50", (json_int_t)device->import_first_ns_p50,
         "import_first_ns_p99", (json_int_t)device->import_first_ns_p99, "import_known_ns_p50",
         (json_int_t)device->import_known_ns_p50, "import_known_ns_p99", (json_int_t)device->import_known_ns_p99,
         "release_ns_p50", (json_int_t)device->release_ns_p50, "release_ns_p99", (json_int_t)device->release_ns_p99,
-        "memory_released", (json_int_t)device->memory_released, "memory_closed", (json_int_t)device->memory_closed);
+        "memory_released", (json_int_t)device->memory_released, "memory_closed", (json_int_t)device->memory_closed,
+        "gated_calls", (json_int_t)device->gated_calls, "armed_calls", (json_int_t)device->armed_calls, "armed_lapses",
+        (json_int_t)device->armed_lapses);
 }
 
 static void print_json(const struct mlacat_stats *stats)
@@ -145,6 +147,35 @@ static void print_devices(const struct mlacat_stats *stats)
     putchar('\n');
 }
 
+/* Calls in the order of a client's CUDA stream; where there were none, nothing. */
+static void print_gated(const struct mlacat_stats *stats)
+{
+    static const struct table_column columns[] = {
+        {"device", 0, false}, {"stream-ordered calls", 0, true}, {"started by the GPU", 0, true}, {"lapses", 0, true}};
+    struct table table;
+    uint32_t devices_nr = 0;
+
+    table_init(&table, columns, 4);
+    for (uint32_t i = 0; i < stats->devices_nr; i++) {
+        const struct mlacat_device_stats *device = &stats->devices[i];
+        char text[3][TEXT];
+        const char *cells[] = {device->device, text[0], text[1], text[2]};
+
+        number(device->gated_calls, text[0]);
+        number(device->armed_calls, text[1]);
+        number(device->armed_lapses, text[2]);
+        if (device->gated_calls > 0 || device->armed_lapses > 0) {
+            table_row(&table, cells);
+            devices_nr++;
+        }
+    }
+    if (devices_nr > 0) {
+        table_flush(&table, stdout);
+        putchar('\n');
+    }
+    table_fini(&table);
+}
+
 static void print_outcomes(const struct mlacat_stats *stats)
 {
     static const struct table_column columns[] = {{"outcome", 0, false}, {"calls", 0, true}};
@@ -208,6 +239,7 @@ int cmd_stats(const struct ctl_options *options)
         print_summary(stats);
         print_ops(stats);
         print_devices(stats);
+        print_gated(stats);
         print_outcomes(stats);
         print_clients(stats);
     }

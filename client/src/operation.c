@@ -62,6 +62,9 @@ static void copy_device(struct mlacat_device_stats *to, const Mlacat__V1__Device
     to->memory_leaving = from->memory_leaving;
     to->memory_released = from->memory_released;
     to->memory_closed = from->memory_closed;
+    to->gated_calls = from->gated_calls;
+    to->armed_calls = from->armed_calls;
+    to->armed_lapses = from->armed_lapses;
 }
 
 static void copy_counters(struct mlacat_stats *to, const Mlacat__V1__Stats *from)

@@ -12,11 +12,24 @@ void counters_add(struct counters *counters, const struct call *call)
     if (call->error.code != MLACAT_OK) {
         return;
     }
+    if (call->gated) {
+        add(&counters->gates.calls, 1);
+    }
     struct op_counters *op = &counters->ops[call->plan.op];
     add(&op->calls, 1);
     add(&op->bytes, call->plan.bytes);
     histogram_add_shared(&op->queue, call->launched_ns - call->received_ns);
     histogram_add_shared(&op->device, call->ended_ns - call->launched_ns);
+}
+
+void counters_armed_ran(struct counters *counters)
+{
+    add(&counters->gates.armed, 1);
+}
+
+void counters_lapsed(struct counters *counters)
+{
+    add(&counters->gates.lapses, 1);
 }
 
 void counters_merge_op(struct op_counters *into, const struct counters *from, uint32_t op)
@@ -25,6 +38,13 @@ void counters_merge_op(struct op_counters *into, const struct counters *from, ui
     into->bytes += __atomic_load_n(&from->ops[op].bytes, __ATOMIC_RELAXED);
     histogram_merge_shared(&into->queue, &from->ops[op].queue);
     histogram_merge_shared(&into->device, &from->ops[op].device);
+}
+
+void counters_merge_gates(struct gate_counters *into, const struct counters *from)
+{
+    into->calls += __atomic_load_n(&from->gates.calls, __ATOMIC_RELAXED);
+    into->armed += __atomic_load_n(&from->gates.armed, __ATOMIC_RELAXED);
+    into->lapses += __atomic_load_n(&from->gates.lapses, __ATOMIC_RELAXED);
 }
 
 uint64_t counters_outcome(const struct counters *counters, uint32_t status)

@@ -3,8 +3,8 @@
  * What is counted of calls.
  *
  * Owns:     the counts; plain values, zeroed is none.
- * Thread:   counters_add: the one thread that they belong to; the others: any, which sees each count as it was at some
- *           moment of late.
+ * Thread:   counters_add, _armed_ran and _lapsed: the one thread that they belong to; the others: any, which sees each
+ *           count as it was at some moment of late.
  * Lifetime: -
  * Errors:   none.
  */
@@ -28,16 +28,28 @@ struct op_counters {
     struct histogram device;
 };
 
+/* Of calls that wait for a `ready` word. */
+struct gate_counters {
+    uint64_t calls;  /* that ended with OK */
+    uint64_t armed;  /* that the device started by itself */
+    uint64_t lapses; /* times that the device gave one back, because its word had not come */
+};
+
 /* Of the calls that come to one worker through rings. */
 struct counters {
     uint64_t outcomes[COUNTERS_STATUSES];
+    struct gate_counters gates;
     struct op_counters ops[OP_NUMBER_MAX + 1];
 };
 
 /* One call that has ended. */
 void counters_add(struct counters *counters, const struct call *call);
+/* One that was armed has run; or lapsed. */
+void counters_armed_ran(struct counters *counters);
+void counters_lapsed(struct counters *counters);
 
 void counters_merge_op(struct op_counters *into, const struct counters *from, uint32_t op);
+void counters_merge_gates(struct gate_counters *into, const struct counters *from);
 uint64_t counters_outcome(const struct counters *counters, uint32_t status);
 
 #endif

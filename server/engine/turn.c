@@ -305,6 +305,7 @@ static void take_lapsed(struct worker *worker, struct call *call)
     struct stream *stream = call->stream;
     worker->moved = true;
     arming_lapsed(&stream->ring->arming);
+    counters_lapsed(&worker->counters);
     call->launched_ns = 0;
     list_remove(&call->queue_link);
     list_prepend(&stream->queue, &call->queue_link);
@@ -312,13 +313,14 @@ static void take_lapsed(struct worker *worker, struct call *call)
 }
 
 /* Only now is it known when its word came: what we saw of that before, the client may have taken back. */
-static void note_armed_ran(struct call *call, uint64_t now_ns)
+static void note_armed_ran(struct worker *worker, struct call *call, uint64_t now_ns)
 {
     if (call->launched_ns == 0) {
         call->launched_ns = now_ns; /* both its word and its end are new to us */
     }
     note_ready(call, call->launched_ns);
     arming_ran(&call->stream->ring->arming);
+    counters_armed_ran(&worker->counters);
 }
 
 static void end_launched(struct worker *worker, const struct device_completion *done, uint64_t now_ns)
@@ -328,7 +330,7 @@ static void end_launched(struct worker *worker, const struct device_completion *
         call->error = done->error;
     }
     if (call->stream->armed) {
-        note_armed_ran(call, now_ns);
+        note_armed_ran(worker, call, now_ns);
     }
     call->ended_ns = now_ns;
     list_remove(&call->queue_link);

@@ -241,6 +241,9 @@ struct wire_device_stats {
     uint32_t memory_leaving;
     uint64_t memory_released;
     uint64_t memory_closed;
+    uint64_t gated_calls;
+    uint64_t armed_calls;
+    uint64_t armed_lapses;
 };
 
 struct wire_status_count {

@@ -318,6 +318,9 @@ static void fill_device_stats(struct stats_parts *parts, const struct wire_stats
         device->memory_leaving = source->memory_leaving;
         device->memory_released = source->memory_released;
         device->memory_closed = source->memory_closed;
+        device->gated_calls = source->gated_calls;
+        device->armed_calls = source->armed_calls;
+        device->armed_lapses = source->armed_lapses;
         parts->device_list[i] = device;
     }
 }

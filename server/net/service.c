@@ -181,11 +181,21 @@ static void gather_ops(struct service *service, struct wire_stats *stats)
     }
 }
 
+static struct gate_counters merge_gates(const struct engine *engine)
+{
+    struct gate_counters gates = {0};
+    for (uint32_t i = 0; i < engine->workers_nr; i++) {
+        counters_merge_gates(&gates, &engine->workers[i].counters);
+    }
+    return gates;
+}
+
 static void gather_devices(const struct service *service, const struct session *asking, struct wire_stats *stats)
 {
     for (uint32_t e = 0; e < service->engines_nr; e++) {
         const struct engine *engine = &service->engines[e];
         const struct engine_times *times = &engine->times;
+        struct gate_counters gates = merge_gates(engine);
         struct wire_device_stats *device = &stats->devices[stats->devices_nr++];
         *device = (struct wire_device_stats){
             .device_uuid = engine->info.uuid,
@@ -199,6 +209,9 @@ static void gather_devices(const struct service *service, const struct session *
             .release_ns_p50 = histogram_quantile(&times->release, 0.5),
             .release_ns_p99 = histogram_quantile(&times->release, 0.99),
             .memory_leaving = asking->leaving_nr[e],
+            .gated_calls = gates.calls,
+            .armed_calls = gates.armed,
+            .armed_lapses = gates.lapses,
         };
         if (engine->available) {
             engine->ops->mem_closed(engine->device, &device->memory_released, &device->memory_closed);

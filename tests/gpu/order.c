@@ -210,11 +210,34 @@ static void lane_run(const struct lane *lane, int steps)
 
 /* ---------------------------------------------------------------------------------------------------- cases */
 
+/* What the daemon has counted of stream-ordered calls, on all devices. */
+static struct gated {
+    uint64_t calls, armed, lapses;
+} gated_now(struct mlacat_client *client)
+{
+    struct gated now = {0};
+    struct mlacat_stats *stats;
+    MUST(mlacat_stats(client, &stats));
+    for (uint32_t i = 0; i < stats->devices_nr; i++) {
+        now.calls += stats->devices[i].gated_calls;
+        now.armed += stats->devices[i].armed_calls;
+        now.lapses += stats->devices[i].armed_lapses;
+    }
+    mlacat_stats_free(stats);
+    return now;
+}
+
 static void case_chain(struct mlacat_client *client)
 {
     struct lane lane = lane_open(client, 1);
+    struct gated before = gated_now(client);
     lane_run(&lane, STEPS);
-    lane_run(&lane, STEPS); /* more calls than the ring has entries */
+    lane_run(&lane, STEPS);                                          /* more calls than the ring has entries */
+    WAIT_UNTIL(gated_now(client).calls == before.calls + 2 * STEPS); /* told after the CUDA stream was */
+    struct gated after = gated_now(client);
+    REQUIRE(after.armed - before.armed <= 2 * STEPS);
+    printf("  of %d calls the GPU started %d by itself, and gave back %d\n", 2 * STEPS,
+           (int)(after.armed - before.armed), (int)(after.lapses - before.lapses));
     lane_close(&lane);
 }
 

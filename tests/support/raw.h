@@ -95,6 +95,7 @@ struct counts {
     uint64_t memory_leaving; /* these of all devices together */
     uint64_t memory_released;
     uint64_t memory_closed;
+    uint64_t gated_calls;
     uint64_t outcomes[RAW_STATUSES];
 };
 

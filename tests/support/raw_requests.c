@@ -219,6 +219,7 @@ struct counts raw_stats(struct raw *raw)
         counts.memory_leaving += stats->devices[i]->memory_leaving;
         counts.memory_released += stats->devices[i]->memory_released;
         counts.memory_closed += stats->devices[i]->memory_closed;
+        counts.gated_calls += stats->devices[i]->gated_calls;
     }
     for (size_t i = 0; i < stats->n_outcomes; i++) {
         REQUIRE(stats->outcomes[i]->code < RAW_STATUSES);

@@ -251,7 +251,8 @@ static void test_ctl_json_of_info_and_stats(void **state)
     json_t *device = json_array_get(json_object_get(stats, "devices"), 0);
     expect_keys(device,
                 "device imports_first imports_known releases import_first_ns_p50 import_first_ns_p99 "
-                "import_known_ns_p50 import_known_ns_p99 release_ns_p50 release_ns_p99 memory_released memory_closed");
+                "import_known_ns_p50 import_known_ns_p99 release_ns_p50 release_ns_p99 memory_released memory_closed "
+                "gated_calls armed_calls armed_lapses");
     assert_string_equal(json_string_value(json_object_get(device, "device")), "host");
     assert_true(json_integer_value(json_object_get(device, "imports_first")) >= 3); /* the operands of the run */
     assert_true(json_integer_value(json_object_get(device, "import_first_ns_p99")) > 0);

@@ -307,7 +307,9 @@ static void test_ring_holds_as_many_calls_as_it_should(void **state)
         for (uint64_t id = 1; id < limits[i]; id++) {
             assert_int_equal(raw_ring_wait(&bench.ring, id).code, STATUS_OK);
         }
+        assert_int_equal(raw_stats(&bench.raw).gated_calls, limits[i] - 1);
         bench_work(&bench, 7);
+        assert_int_equal(raw_stats(&bench.raw).gated_calls, limits[i] - 1);
         bench_close(&bench);
         server_stop(&server);
     }

@@ -122,3 +122,12 @@ uint64_t outcomes(enum mlacat_status status)
 {
     return counters_outcome(&engine.workers[0].counters, status);
 }
+
+void assert_gates(uint64_t calls, uint64_t armed, uint64_t lapses)
+{
+    struct gate_counters gates = {0};
+    counters_merge_gates(&gates, &engine.workers[0].counters);
+    assert_int_equal(gates.calls, calls);
+    assert_int_equal(gates.armed, armed);
+    assert_int_equal(gates.lapses, lapses);
+}

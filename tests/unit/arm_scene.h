@@ -49,5 +49,7 @@ void lapse(void);
 
 /* Calls that have ended so. */
 uint64_t outcomes(enum mlacat_status status);
+/* The worker has counted so many that ended, were armed and ran, and lapsed. */
+void assert_gates(uint64_t calls, uint64_t armed, uint64_t lapses);
 
 #endif

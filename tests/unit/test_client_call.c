@@ -437,6 +437,10 @@ static void test_client_requests_reach_the_daemon(void **state)
     assert_int_equal(stats->ops[0].calls, 12);
     assert_int_equal(stats->client_stats_nr, 2);
     assert_string_equal(stats->client_stats[1].name, "someone");
+    assert_int_equal(stats->devices_nr, 2);
+    assert_int_equal(stats->devices[1].gated_calls, 21);
+    assert_int_equal(stats->devices[1].armed_calls, 22);
+    assert_int_equal(stats->devices[1].armed_lapses, 23);
     mlacat_stats_free(stats);
 }
 

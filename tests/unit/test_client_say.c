@@ -215,6 +215,9 @@ void say_stats(int fd, uint64_t request_id, const struct say_memory *memory)
     device.memory_leaving = memory->leaving;
     device.memory_released = memory->released;
     device.memory_closed = memory->closed;
+    device.gated_calls = 21;
+    device.armed_calls = 22;
+    device.armed_lapses = 23;
     body.devices = devices;
     body.n_devices = 2;
     send_message(fd, &envelope, -1);

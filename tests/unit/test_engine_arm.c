@@ -32,6 +32,7 @@ static void test_engine_arm_runs_when_its_word_comes(void **state)
     say_ready(6);
     assert_int_equal(wait_for(2), MLACAT_OK);
     assert_int_equal(paper.launched, 0);
+    assert_gates(2, 2, 0);
 }
 
 static void test_engine_arm_lapsed_runs_after_its_word_in_order_and_once(void **state)
@@ -52,6 +53,7 @@ static void test_engine_arm_lapsed_runs_after_its_word_in_order_and_once(void **
     assert_int_equal(paper.launched, 3);
     assert_int_equal(paper.armed, 1);
     assert_int_equal(outcomes(MLACAT_OK), 3);
+    assert_gates(1, 0, 1); /* those behind it wait for no word */
 }
 
 /* The paper fails the test if anything is submitted behind an armed call. */

@@ -104,6 +104,9 @@ static void test_wire_encode_stats_fits_at_maximum(void **state)
     stats.devices[15].memory_leaving = 46;
     stats.devices[15].memory_released = 47;
     stats.devices[15].memory_closed = 48;
+    stats.devices[15].gated_calls = 49;
+    stats.devices[15].armed_calls = 50;
+    stats.devices[15].armed_lapses = 51;
     stats.client_stats[255].pid = 4711;
     stats.ops[31].calls = 42;
     stats.outcomes[31].count = 43;
@@ -122,6 +125,9 @@ static void test_wire_encode_stats_fits_at_maximum(void **state)
     assert_int_equal(envelope->stats->devices[15]->memory_leaving, 46);
     assert_int_equal(envelope->stats->devices[15]->memory_released, 47);
     assert_int_equal(envelope->stats->devices[15]->memory_closed, 48);
+    assert_int_equal(envelope->stats->devices[15]->gated_calls, 49);
+    assert_int_equal(envelope->stats->devices[15]->armed_calls, 50);
+    assert_int_equal(envelope->stats->devices[15]->armed_lapses, 51);
     assert_int_equal(strlen(envelope->stats->devices[15]->device_uuid), WIRE_UUID_BYTES - 1);
     assert_true(envelope->stats->devices[0]->release_ns_p99 == UINT64_MAX);
     assert_true(envelope->stats->clients_total == UINT64_MAX);

@@ -456,10 +456,10 @@ struct mlacat_op_stats {
     uint64_t device_ns_p99;
 };
 
-/* What imports and releases of memory cost a device's control thread, without the wait for their turn. Only those that
- * succeeded count. */
 struct mlacat_device_stats {
     char device[64];
+    /* What imports and releases of memory cost the device's control thread, without the wait for their turn. Only those
+     * that succeeded count. */
     uint64_t imports_first; /* the device opened memory that it did not have */
     uint64_t imports_known; /* of an allocation that was open already */
     uint64_t releases;
@@ -473,6 +473,11 @@ struct mlacat_device_stats {
     uint64_t memory_leaving;  /* buffers that this client gave up and that are not released yet */
     uint64_t memory_released; /* allocations that lost their last buffer, of all clients, so far */
     uint64_t memory_closed;   /* all of the first so many are closed, or in use again */
+    /* Calls of mlacat_submit_on_stream through rings. A call can be armed: the GPU gets it shortly before the CUDA
+     * stream is expected to come to it, from the times of the calls before, and starts it by itself. */
+    uint64_t gated_calls;  /* that ended with OK */
+    uint64_t armed_calls;  /* that were started so; the others the daemon launched when the stream had come to them */
+    uint64_t armed_lapses; /* times that the stream did not come in time, and the GPU gave the call back */
 };
 
 struct mlacat_client_stats {
