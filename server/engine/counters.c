@@ -15,16 +15,14 @@ void counters_add(struct counters *counters, const struct call *call)
     if (call->gated) {
         add(&counters->gates.calls, 1);
     }
+    if (call->armed_ran) { /* Pairs with counters_merge_gates: who sees it sees the count above too. */
+        __atomic_store_n(&counters->gates.armed, counters->gates.armed + 1, __ATOMIC_RELEASE);
+    }
     struct op_counters *op = &counters->ops[call->plan.op];
     add(&op->calls, 1);
     add(&op->bytes, call->plan.bytes);
     histogram_add_shared(&op->queue, call->launched_ns - call->received_ns);
     histogram_add_shared(&op->device, call->ended_ns - call->launched_ns);
-}
-
-void counters_armed_ran(struct counters *counters)
-{
-    add(&counters->gates.armed, 1);
 }
 
 void counters_lapsed(struct counters *counters)
@@ -42,8 +40,8 @@ void counters_merge_op(struct op_counters *into, const struct counters *from, ui
 
 void counters_merge_gates(struct gate_counters *into, const struct counters *from)
 {
+    into->armed += __atomic_load_n(&from->gates.armed, __ATOMIC_ACQUIRE);
     into->calls += __atomic_load_n(&from->gates.calls, __ATOMIC_RELAXED);
-    into->armed += __atomic_load_n(&from->gates.armed, __ATOMIC_RELAXED);
     into->lapses += __atomic_load_n(&from->gates.lapses, __ATOMIC_RELAXED);
 }
 

@@ -3,8 +3,8 @@
  * What is counted of calls.
  *
  * Owns:     the counts; plain values, zeroed is none.
- * Thread:   counters_add, _armed_ran and _lapsed: the one thread that they belong to; the others: any, which sees each
- *           count as it was at some moment of late.
+ * Thread:   counters_add and _lapsed: the one thread that they belong to; the others: any, which sees each count as it
+ *           was at some moment of late.
  * Lifetime: -
  * Errors:   none.
  */
@@ -31,8 +31,8 @@ struct op_counters {
 /* Of calls that wait for a `ready` word. */
 struct gate_counters {
     uint64_t calls;  /* that ended with OK */
-    uint64_t armed;  /* that the device started by itself */
-    uint64_t lapses; /* times that the device gave one back, because its word had not come */
+    uint64_t armed;  /* of them, at most as many: the device started them by itself */
+    uint64_t lapses; /* times that the device gave one back: its word had not come, or a launch of it failed */
 };
 
 /* Of the calls that come to one worker through rings. */
@@ -44,8 +44,7 @@ struct counters {
 
 /* One call that has ended. */
 void counters_add(struct counters *counters, const struct call *call);
-/* One that was armed has run; or lapsed. */
-void counters_armed_ran(struct counters *counters);
+/* One that was armed has lapsed. */
 void counters_lapsed(struct counters *counters);
 
 void counters_merge_op(struct op_counters *into, const struct counters *from, uint32_t op);

@@ -47,6 +47,7 @@ void ring_call_read(const struct mlacat_ring_submission *entry, uint64_t now_ns,
     call->ask_ns = 0;
     call->armed_ns = 0;
     call->unarmed = false;
+    call->armed_ran = false;
     call->launched_ns = 0;
     call->ended_ns = 0;
     call->deadline_ns = 0;

@@ -313,14 +313,14 @@ static void take_lapsed(struct worker *worker, struct call *call)
 }
 
 /* Only now is it known when its word came: what we saw of that before, the client may have taken back. */
-static void note_armed_ran(struct worker *worker, struct call *call, uint64_t now_ns)
+static void note_armed_ran(struct call *call, uint64_t now_ns)
 {
     if (call->launched_ns == 0) {
         call->launched_ns = now_ns; /* both its word and its end are new to us */
     }
     note_ready(call, call->launched_ns);
     arming_ran(&call->stream->ring->arming);
-    counters_armed_ran(&worker->counters);
+    call->armed_ran = true;
 }
 
 static void end_launched(struct worker *worker, const struct device_completion *done, uint64_t now_ns)
@@ -330,7 +330,7 @@ static void end_launched(struct worker *worker, const struct device_completion *
         call->error = done->error;
     }
     if (call->stream->armed) {
-        note_armed_ran(worker, call, now_ns);
+        note_armed_ran(call, now_ns);
     }
     call->ended_ns = now_ns;
     list_remove(&call->queue_link);

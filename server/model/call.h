@@ -71,6 +71,7 @@ struct call {
     bool gated;
     uint64_t armed_ns; /* when it was armed last, in vain; 0: not yet */
     bool unarmed;      /* the word is for the worker to wait for, not for the device */
+    bool armed_ran;    /* the device started it by itself */
     bool tell_done;    /* the client's GPU waits for its end */
     bool signal_only;  /* it has failed unlaunched, with `error`, and stays in its place to tell so */
 };

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "gpu_memory.h"
 #include "mlacat/mlacat.h"
@@ -43,14 +44,22 @@
 #define CUDA_OK 0
 #define CUDA_NOT_READY 600
 #define NON_BLOCKING 1u
+#define MPS_ENABLED 133 /* CU_DEVICE_ATTRIBUTE_MPS_ENABLED */
+#define WAIT_GREATER_OR_EQUAL 0u
+#define LATE_MS 5 /* more than a GPU is given a call ahead */
+#define LATE_TRIES 50
 
 /* The driver's calls of the caller's own streams, with the version of the ABI; those of graphs a driver may lack. */
-#define STREAM_CALLS(X)                                                                     \
-    X(cuStreamCreate, 2000, (void **stream, unsigned flags))                                \
-    X(cuStreamDestroy, 4000, (void *stream))                                                \
-    X(cuStreamQuery, 2000, (void *stream))                                                  \
-    X(cuStreamSynchronize, 2000, (void *stream))                                            \
-    X(cuMemsetD8Async, 3020, (uint64_t to, unsigned char byte, size_t bytes, void *stream)) \
+#define STREAM_CALLS(X)                                                                       \
+    X(cuCtxGetDevice, 2000, (int *device))                                                    \
+    X(cuDeviceGetAttribute, 2000, (int *value, int attribute, int device))                    \
+    X(cuStreamCreate, 2000, (void **stream, unsigned flags))                                  \
+    X(cuStreamDestroy, 4000, (void *stream))                                                  \
+    X(cuStreamQuery, 2000, (void *stream))                                                    \
+    X(cuStreamSynchronize, 2000, (void *stream))                                              \
+    X(cuStreamWaitValue64, 11070, (void *stream, uint64_t at, uint64_t value, unsigned how))  \
+    X(cuStreamWriteValue64, 11070, (void *stream, uint64_t at, uint64_t value, unsigned how)) \
+    X(cuMemsetD8Async, 3020, (uint64_t to, unsigned char byte, size_t bytes, void *stream))   \
     X(cuMemcpyDtoDAsync, 3020, (uint64_t to, uint64_t from, size_t bytes, void *stream))
 #define GRAPH_CALLS(X)                                         \
     X(cuStreamBeginCapture, 10010, (void *stream, int mode))   \
@@ -241,6 +250,50 @@ static void case_chain(struct mlacat_client *client)
     lane_close(&lane);
 }
 
+static bool has_mps(void)
+{
+    int device;
+    int enabled;
+    MUST_CUDA(cuda.cuCtxGetDevice(&device));
+    MUST_CUDA(cuda.cuDeviceGetAttribute(&enabled, MPS_ENABLED, device));
+    return enabled != 0;
+}
+
+/* The first call of a stream, which the GPU is given at once where it can be; but the caller's stream waits for another
+ * one for longer than that is for. Returns how often it lapsed. */
+static uint64_t run_late(struct mlacat_client *client)
+{
+    struct lane lane = lane_open(client, 21);
+    struct gated before = gated_now(client);
+    uint64_t word = lane.share.address + LANE_BYTES - sizeof(word);
+    void *other;
+    MUST_CUDA(cuda.cuStreamCreate(&other, NON_BLOCKING));
+    MUST_CUDA(cuda.cuStreamWriteValue64(other, word, 0, 0));
+    MUST_CUDA(cuda.cuStreamSynchronize(other));
+    MUST_CUDA(cuda.cuStreamWaitValue64(lane.cuda_stream, word, 1, WAIT_GREATER_OR_EQUAL));
+    lane_step(&lane, 0);
+    usleep(LATE_MS * 1000);
+    MUST_CUDA(cuda.cuStreamWriteValue64(other, word, 1, 0));
+    lane_check(&lane, 1);
+    WAIT_UNTIL(gated_now(client).calls == before.calls + 1);
+    struct gated after = gated_now(client);
+    uint64_t lapses = after.lapses - before.lapses;
+    REQUIRE(has_mps() || (after.armed == 0 && after.lapses == 0));
+    REQUIRE(lapses == 0 || after.armed == before.armed, "a call lapsed and was started by the GPU all the same");
+    lane_close(&lane);
+    MUST_CUDA(cuda.cuStreamDestroy(other));
+    return lapses;
+}
+
+static void case_late(struct mlacat_client *client)
+{
+    int tries = 1; /* a worker that others keep from its CPU does not arm it */
+    while (run_late(client) == 0 && has_mps()) {
+        REQUIRE(tries++ < LATE_TRIES, "no call of %d lapsed", LATE_TRIES);
+    }
+    printf("  %s, try %d\n", has_mps() ? "lapsed" : "without MPS no call is armed", tries);
+}
+
 static void case_two_streams(struct mlacat_client *client)
 {
     struct lane lanes[2] = {lane_open(client, 1), lane_open(client, 77)};
@@ -384,6 +437,7 @@ static const struct {
     void (*run)(struct mlacat_client *client);
 } cases[] = {
     {"chain", case_chain},
+    {"late", case_late},
     {"two_streams", case_two_streams},
     {"failed_call", case_failed_call},
     {"daemon_killed", case_daemon_killed},

@@ -197,6 +197,7 @@ static void test_engine_arm_fails_on_the_device(void **state)
     assert_int_equal(client->done, 2);
     assert_int_equal(mlacat_ring_fence(daemon_page), 2);
     assert_int_equal(broken_nr, 0);
+    assert_gates(1, 1, 0);
 }
 
 /* Nobody knows yet whether it can be cancelled: who is told that it will finish must not wait for ever. */

@@ -473,11 +473,11 @@ struct mlacat_device_stats {
     uint64_t memory_leaving;  /* buffers that this client gave up and that are not released yet */
     uint64_t memory_released; /* allocations that lost their last buffer, of all clients, so far */
     uint64_t memory_closed;   /* all of the first so many are closed, or in use again */
-    /* Calls of mlacat_submit_on_stream through rings. A call can be armed: the GPU gets it shortly before the CUDA
-     * stream is expected to come to it, from the times of the calls before, and starts it by itself. */
+    /* Calls of mlacat_submit_on_stream through rings. Under MPS a call can be armed: the GPU gets it shortly before the
+     * CUDA stream is expected to come to it, from the times of the calls before, and starts it by itself. */
     uint64_t gated_calls;  /* that ended with OK */
-    uint64_t armed_calls;  /* that were started so; the others the daemon launched when the stream had come to them */
-    uint64_t armed_lapses; /* times that the stream did not come in time, and the GPU gave the call back */
+    uint64_t armed_calls;  /* of them, started so; the others the daemon launched when the stream had come to them */
+    uint64_t armed_lapses; /* times that the GPU gave an armed call back: the stream came late, or a launch failed */
 };
 
 struct mlacat_client_stats {
