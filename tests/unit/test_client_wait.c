@@ -24,12 +24,12 @@ enum { CALLS = 2000 }; /* more packets than a socket takes */
 
 static struct {
     pthread_t reader; /* waits for the first call, which is held */
-    atomic_int reader_id;
+    pid_t reader_id;  /* both are set before await_threads sees their thread */
     uint64_t first;
     enum mlacat_status first_status;
     int64_t timeout_us;
     pthread_t writer;
-    atomic_int writer_id;
+    pid_t writer_id;
     unsigned submitted;
 } side;
 
@@ -46,8 +46,6 @@ static int setup(void **state)
     struct sigaction action = {.sa_handler = on_interrupt}; /* without SA_RESTART */
     side.timeout_us = -1;
     side.submitted = 0;
-    atomic_store(&side.writer_id, 0);
-    atomic_store(&side.reader_id, 0);
     *state = scene_open((struct fake_mode){.hold = true, .stream_calls = CALLS + 1}, MLACAT_DISPATCH_THREAD);
     sigaction(SIGUSR1, &action, NULL);
     alarm(WATCHDOG_SECONDS);
@@ -74,18 +72,14 @@ static bool sleeps(pid_t thread)
 
 /* Sends the thread 20 signals, each while it sleeps: what a signal must not end is a wait. (And the thread sanitizer
  * puts off one that comes at any other time. Of many at once it may lose the signal mask of the thread.) */
-static void interrupt(const atomic_int *thread)
+static void interrupt(pid_t thread)
 {
-    pid_t id;
-    while ((id = atomic_load(thread)) == 0) {
-        sched_yield();
-    }
     for (int i = 0; i < 20; i++) {
         unsigned before = atomic_load(&interrupted);
-        while (!sleeps(id)) {
+        while (!sleeps(thread)) {
             sched_yield();
         }
-        assert_int_equal(syscall(SYS_tgkill, getpid(), id, SIGUSR1), 0);
+        assert_int_equal(syscall(SYS_tgkill, getpid(), thread, SIGUSR1), 0);
         while (atomic_load(&interrupted) == before) {
             sched_yield();
         }
@@ -111,7 +105,7 @@ static void await_threads(struct mlacat_client *client, unsigned watching)
 static void *wait_for_first(void *user)
 {
     struct scene *f = user;
-    atomic_store(&side.reader_id, gettid());
+    side.reader_id = gettid();
     side.first_status = mlacat_wait(f->stream, side.first, side.timeout_us, NULL);
     return NULL;
 }
@@ -128,7 +122,7 @@ static void *submit_all(void *user)
 {
     struct scene *f = user;
     uint64_t id;
-    atomic_store(&side.writer_id, gettid());
+    side.writer_id = gettid();
     while (side.submitted < CALLS && mlacat_submit(f->stream, &f->call, &id) == MLACAT_OK) {
         side.submitted++;
     }
@@ -154,7 +148,7 @@ static void test_client_submit_sees_space(void **state)
     struct scene *f = *state;
     start_writer(f);
     await_threads(f->client, 0); /* the writer, as the reader */
-    interrupt(&side.writer_id);
+    interrupt(side.writer_id);
     make_space(f);
     pthread_join(side.writer, NULL);
     assert_int_equal(side.submitted, CALLS);
@@ -166,7 +160,7 @@ static void test_client_submit_sees_space_while_another_thread_reads(void **stat
     start_reader(f);
     start_writer(f);
     await_threads(f->client, 1);
-    interrupt(&side.writer_id);
+    interrupt(side.writer_id);
     make_space(f);
     pthread_join(side.writer, NULL);
     assert_int_equal(side.submitted, CALLS);
@@ -229,11 +223,10 @@ static void test_client_wait_goes_on_after_signals(void **state)
     const int64_t timeouts[] = {-1, 60 * 1000000};
     for (unsigned i = 0; i < 2; i++) {
         side.timeout_us = timeouts[i];
-        atomic_store(&side.reader_id, 0);
         assert_int_equal(mlacat_submit(f->stream, &f->call, &side.first), MLACAT_OK);
         assert_int_equal(pthread_create(&side.reader, NULL, wait_for_first, f), 0);
         await_threads(f->client, 0);
-        interrupt(&side.reader_id);
+        interrupt(side.reader_id);
         fake_await_calls(f->fake, i + 1);
         fake_release(f->fake, 1, false);
         pthread_join(side.reader, NULL);
