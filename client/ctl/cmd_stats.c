@@ -153,7 +153,6 @@ static void print_gated(const struct mlacat_stats *stats)
     static const struct table_column columns[] = {
         {"device", 0, false}, {"stream-ordered calls", 0, true}, {"started by the GPU", 0, true}, {"lapses", 0, true}};
     struct table table;
-    uint32_t devices_nr = 0;
 
     table_init(&table, columns, 4);
     for (uint32_t i = 0; i < stats->devices_nr; i++) {
@@ -164,12 +163,10 @@ static void print_gated(const struct mlacat_stats *stats)
         number(device->gated_calls, text[0]);
         number(device->armed_calls, text[1]);
         number(device->armed_lapses, text[2]);
-        if (device->gated_calls > 0 || device->armed_lapses > 0) {
+        if (device->gated_calls > 0 || device->armed_lapses > 0)
             table_row(&table, cells);
-            devices_nr++;
-        }
     }
-    if (devices_nr > 0) {
+    if (table.rows_nr > 0) {
         table_flush(&table, stdout);
         putchar('\n');
     }
