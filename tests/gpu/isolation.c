@@ -34,7 +34,7 @@
  * and 0 if the cgroup's quota was used up meanwhile. A daemon that crowds the CPUs excuses nothing thereby. (A thread
  * that the scheduler leaves to wait while another CPU is free was held up by the machine.) Who ran on a CPU is told by
  * the kernel's context switches (isolation_switches.h). What can not be read counts as ours, but for the quota: where
- * no cgroup tells of one there is none. One call in 100,000 may be excused, at least one and at most 32; more than
+ * no cgroup tells of one there is none. One call in 100,000 may be excused, at least one and at most 512; more than
  * that fail, whoever made them. But where a hypervisor took a five-hundredth of the CPUs' time meanwhile or more,
  * which holds up all calls in flight at once, again and again, a failure says nothing: that ends with status 75
  * (EX_TEMPFAIL). All of this is of the time beside the bad ones; the calls alone are not judged, but their longest

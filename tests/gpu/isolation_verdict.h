@@ -15,7 +15,7 @@
 
 #define ISOLATION_LONGEST_NS 3000000u   /* what a call may take */
 #define ISOLATION_CALLS_PER_LONG 100000 /* of so many calls one may take longer, if the machine made that */
-#define ISOLATION_KEPT 32               /* the longest calls of a process; not more in all may take longer */
+#define ISOLATION_KEPT 512              /* the longest calls of a process; not more in all may take longer */
 #define ISOLATION_LATE_NS 1000000u      /* a sleeping thread that is so late writes down why */
 #define ISOLATION_LATES_MAX 4096        /* of one meter */
 #define ISOLATION_NAME_BYTES 24
