@@ -23,6 +23,7 @@
 #define CLIENT_BATCH_PACKETS 8 /* read by one system call while several calls are in flight */
 #define CLIENT_NAME_BYTES 64
 #define CLIENT_UUID_BYTES 64
+#define CLIENT_CUDA_UNKNOWN (-2)
 #define CLIENT_DEVICES_MAX 64
 #define CLIENT_PACKET_FDS_MAX 2 /* descriptors of one packet from the daemon */
 
@@ -69,6 +70,7 @@ struct mlacat_stream {
     char device[CLIENT_UUID_BYTES];
     struct wire_ref ref;
     bool on_host;        /* the device is of kind host; fixed */
+    int cuda_device;     /* the device in this process, as cuda_current_find says, or CLIENT_CUDA_UNKNOWN; atomic */
     struct ring *ring;   /* NULL: calls go as messages; fixed. With a ring its lock guards what follows (ring.h) */
     struct error broken; /* not OK: why it could not be opened again after a restart; with the client's lock, or, while
                             one is connecting, that thread's alone */

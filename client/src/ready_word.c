@@ -2,8 +2,8 @@
 #include "ready_word.h"
 
 #include <stdlib.h>
-#include <string.h>
 
+#include "cuda_current.h"
 #include "cuda_export.h"
 #include "mlacat_abi.h"
 
@@ -110,14 +110,6 @@ static struct mlacat_buffer *register_block(struct mlacat_client *client, const 
 
 /* ---------------------------------------------------------------------------------------------------- words */
 
-static bool is_of_device(const struct cuda_driver *cuda, const char *uuid)
-{
-    char name[CUDA_DEVICE_NAME_BYTES];
-    int device = 0;
-    return cuda->cuCtxGetDevice(&device) == CUDA_RESULT_OK &&
-           cuda_driver_name_device(cuda, device, name) == CUDA_RESULT_OK && strcmp(name, uuid) == 0;
-}
-
 static struct ready_word take(struct mlacat_client *client, const struct cuda_driver *cuda, void *context)
 {
     struct ready_word word = {.buffer = NULL};
@@ -141,7 +133,7 @@ struct ready_word ready_word_take(struct mlacat_stream *stream, const struct cud
         cuda->cuCtxPushCurrent(context) != CUDA_RESULT_OK) {
         return word; /* the submit that asks for it will say so */
     }
-    if (is_of_device(cuda, stream->device)) {
+    if (cuda_current_is(cuda, __atomic_load_n(&stream->cuda_device, __ATOMIC_RELAXED))) {
         word = take(stream->client, cuda, context);
     }
     void *popped;

@@ -184,6 +184,7 @@ enum mlacat_status mlacat_stream_open_with(struct mlacat_client *client, const c
         return error_fail(MLACAT_RESOURCE_EXHAUSTED, "no memory for the handle of a stream");
     }
     made->client = client;
+    made->cuda_device = CLIENT_CUDA_UNKNOWN;
     STAILQ_INIT(&made->unused);
     pthread_mutex_lock(&client->lock);
     status = open_stream(made, device, known.transport);

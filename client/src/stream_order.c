@@ -3,6 +3,7 @@
 
 #include <time.h>
 
+#include "cuda_current.h"
 #include "cuda_export.h"
 #include "sized.h"
 #include "slot.h"
@@ -37,18 +38,27 @@ static enum mlacat_status fail_driver(const char *call, int result, struct error
     return error_set(err, MLACAT_INTERNAL, "the CUDA driver failed: %s: %d; nothing was submitted", call, result);
 }
 
+static enum mlacat_status ask_capturing(const struct cuda_driver *cuda, void *cu_stream, int *capturing,
+                                        struct error *err)
+{
+    int is = 0;
+    int result = cuda->cuStreamIsCapturing(cu_stream, &is);
+    *capturing = is != 0 || result == CUDA_RESULT_CAPTURE_IMPLICIT;
+    return *capturing != 0 || result == CUDA_RESULT_OK ? MLACAT_OK : fail_driver("cuStreamIsCapturing", result, err);
+}
+
 /* What belongs into a graph would happen once, now. */
 static enum mlacat_status check_capture(const struct cuda_driver *cuda, void *cu_stream, struct error *err)
 {
-    int capturing = 0;
-    int result = cuda->cuStreamIsCapturing(cu_stream, &capturing);
-    if (capturing != 0 || result == CUDA_RESULT_CAPTURE_IMPLICIT) {
-        return error_set(err, MLACAT_FAILED_PRECONDITION,
-                         "the CUDA stream is being captured into a graph (%d, %d), where a call of the service cannot "
-                         "be: submit outside of the capture",
-                         result, capturing);
+    int capturing;
+    if (ask_capturing(cuda, cu_stream, &capturing, err) != MLACAT_OK) {
+        return err->code;
     }
-    return result == CUDA_RESULT_OK ? MLACAT_OK : fail_driver("cuStreamIsCapturing", result, err);
+    return capturing == 0
+               ? MLACAT_OK
+               : error_set(err, MLACAT_FAILED_PRECONDITION,
+                           "the CUDA stream is being captured into a graph, where a call of the service cannot "
+                           "be: submit outside of the capture");
 }
 
 /* Two CUDA streams on one line of calls would wait for each other's work. */
@@ -271,6 +281,17 @@ static enum mlacat_status submit(struct mlacat_stream *stream, const struct mlac
     return status;
 }
 
+/* The stream's device in this process, looked for once. */
+static int find_device(struct mlacat_stream *stream, const struct cuda_driver *cuda)
+{
+    int known = __atomic_load_n(&stream->cuda_device, __ATOMIC_RELAXED);
+    if (known == CLIENT_CUDA_UNKNOWN) {
+        known = cuda_current_find(cuda, stream->device);
+        __atomic_store_n(&stream->cuda_device, known, __ATOMIC_RELAXED);
+    }
+    return known;
+}
+
 enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stream, const struct mlacat_call *call,
                                            void *cu_stream, uint64_t *call_id)
 {
@@ -294,12 +315,55 @@ enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stream, const s
     }
     /* Else a capture of some other stream of this thread would be broken by what follows. */
     struct cuda_asking asking;
+    struct cuda_current current;
     cuda_asking_begin(&asking, order.cuda);
+    cuda_current_begin(&current, order.cuda, find_device(stream, order.cuda));
     status = submit(stream, &known, &order, &id, &err);
+    cuda_current_end(&current);
     cuda_asking_end(&asking);
     if (call_id != NULL) {
         *call_id = id;
     }
+    return status == MLACAT_OK ? MLACAT_OK : error_raise(&err);
+}
+
+static enum mlacat_status find_device_of(const void *pointer, const struct cuda_driver *cuda, int *device,
+                                         struct error *err)
+{
+    int ordinal = 0;
+    int result = cuda->cuPointerGetAttribute(&ordinal, CUDA_POINTER_DEVICE_ORDINAL, (uintptr_t)pointer);
+    if (result == CUDA_RESULT_OK) {
+        result = cuda->cuDeviceGet(device, ordinal);
+    }
+    return result == CUDA_RESULT_OK ? MLACAT_OK
+                                    : error_set(err, MLACAT_INVALID_ARGUMENT,
+                                                "%p is no GPU memory (the driver says %d); give a pointer of the "
+                                                "call's memory",
+                                                pointer, result);
+}
+
+enum mlacat_status mlacat_is_capturing(const void *pointer, void *cu_stream, int *capturing)
+{
+    const struct cuda_driver *cuda;
+    struct error err;
+    if (capturing == NULL) {
+        return error_fail(MLACAT_INVALID_ARGUMENT, "capturing is NULL; give the address of a variable");
+    }
+    enum mlacat_status status = cuda_driver(&cuda);
+    if (status != MLACAT_OK) {
+        return status;
+    }
+    struct cuda_asking asking;
+    struct cuda_current current;
+    int device;
+    cuda_asking_begin(&asking, cuda);
+    status = find_device_of(pointer, cuda, &device, &err);
+    if (status == MLACAT_OK) {
+        cuda_current_begin(&current, cuda, device);
+        status = ask_capturing(cuda, cu_stream, capturing, &err);
+        cuda_current_end(&current);
+    }
+    cuda_asking_end(&asking);
     return status == MLACAT_OK ? MLACAT_OK : error_raise(&err);
 }
 

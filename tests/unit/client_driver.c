@@ -11,6 +11,7 @@
 #include "test_client_say.h"
 
 #define STREAMS 2
+#define DEVICES 2
 #define OPERATIONS 64
 /* Addresses of the GPU are not those of the CPU: who mixes them up shall find nothing there. */
 #define OFFSET (UINT64_C(1) << 60)
@@ -54,9 +55,21 @@ static unsigned blocks_nr; /* ever */
 static bool has_gpu;
 static bool is_apart;
 static _Thread_local void *current;
+static _Thread_local int device_below; /* of the context that the thread has without a push; -1: it has none */
+static int retains;
 
+/* Of the context that is current; -1: none is. */
+static int current_device(void)
+{
+    return pushed > 0 ? 0 : device_below;
+}
+
+/* NULL is the default stream of a device: each has one of the streams as that. */
 static struct stream *stream_of(void *stream)
 {
+    if (stream == NULL && current_device() >= 0) {
+        return &streams[current_device()];
+    }
     for (unsigned i = 0; i < STREAMS; i++) {
         if (stream == &streams[i]) {
             return &streams[i];
@@ -84,6 +97,9 @@ static int leave(int result)
 static int is_capturing(void *stream, int *status)
 {
     int result = enter(CLIENT_DRIVER_CAPTURING);
+    if (stream == NULL && current_device() < 0) {
+        return leave(FAILED);
+    }
     *status = stream_of(stream)->capturing;
     return leave(result);
 }
@@ -212,18 +228,43 @@ static int batch(void *stream, unsigned int nr, struct cuda_word_op *ops, unsign
 
 /* ---------------------------------------------------------------------------------------------------- GPU memory */
 
-/* Without a GPU: on no device that a daemon has, so that the words are in host memory only. */
 static int get_device(int *device)
 {
-    *device = 0;
     enter(CLIENT_DRIVER_NONE);
-    return leave(has_gpu ? 0 : FAILED);
+    *device = current_device();
+    return leave(*device >= 0 ? 0 : FAILED);
 }
 
 static int device_of_ordinal(int *device, int ordinal)
 {
     *device = ordinal;
+    return ordinal < DEVICES ? 0 : FAILED;
+}
+
+static int get_primary_state(int device, unsigned int *flags, int *active)
+{
+    *flags = 0;
+    *active = device == 0;
     return 0;
+}
+
+static int retain_primary(void **context, int device)
+{
+    if (device != 0) {
+        say_give_up("a context is made");
+    }
+    enter(CLIENT_DRIVER_NONE);
+    seen.retains = ++retains;
+    *context = &contexts[0];
+    return leave(0);
+}
+
+static int release_primary(int device)
+{
+    (void)device;
+    enter(CLIENT_DRIVER_NONE);
+    seen.retains = --retains;
+    return leave(0);
 }
 
 int __wrap_cuda_driver_name_device(const struct cuda_driver *driver, int device, char uuid[CUDA_DEVICE_NAME_BYTES]);
@@ -231,7 +272,8 @@ int __wrap_cuda_driver_name_device(const struct cuda_driver *driver, int device,
 int __wrap_cuda_driver_name_device(const struct cuda_driver *driver, int device, char uuid[CUDA_DEVICE_NAME_BYTES])
 {
     (void)driver;
-    snprintf(uuid, CUDA_DEVICE_NAME_BYTES, "GPU-%d", device + 1);
+    /* Without a GPU: on no device that a daemon has, so that the words are in host memory only. */
+    snprintf(uuid, CUDA_DEVICE_NAME_BYTES, "GPU-%d", has_gpu ? device + 1 : device + 100);
     return 0;
 }
 
@@ -304,6 +346,9 @@ enum mlacat_status __wrap_cuda_driver(const struct cuda_driver **driver)
                                              .cuMemHostGetDevicePointer = get_address,
                                              .cuCtxGetDevice = get_device,
                                              .cuDeviceGet = device_of_ordinal,
+                                             .cuDevicePrimaryCtxGetState = get_primary_state,
+                                             .cuDevicePrimaryCtxRetain = retain_primary,
+                                             .cuDevicePrimaryCtxRelease = release_primary,
                                              .cuMemAlloc = allocate,
                                              .cuPointerGetAttribute = get_attribute,
                                              .cuMemGetAddressRange = get_range,
@@ -323,6 +368,7 @@ void client_driver_reset(void)
     failing = CLIENT_DRIVER_NONE;
     removed = has_gpu = is_apart = false;
     full = 0;
+    device_below = 0;
     pthread_mutex_unlock(&lock);
     client_driver_end_memory(); /* the library keeps what it has for as long as the process lives */
 }
@@ -363,6 +409,11 @@ void client_driver_gpu(void)
     has_gpu = true;
 }
 
+void client_driver_current(int device)
+{
+    device_below = device;
+}
+
 void client_driver_apart(void)
 {
     is_apart = true;
@@ -376,6 +427,14 @@ void client_driver_end_memory(void)
         blocks[i].bytes = NULL;
     }
     pthread_mutex_unlock(&lock);
+}
+
+const void *client_driver_memory(void)
+{
+    pthread_mutex_lock(&lock);
+    uint64_t address = BLOCK_BASE + (blocks_nr - 1) * BLOCK_BYTES;
+    pthread_mutex_unlock(&lock);
+    return (const void *)(uintptr_t)address;
 }
 
 struct client_driver_seen client_driver_seen(void)

@@ -34,6 +34,7 @@ struct client_driver_seen {
     unsigned registers; /* not unregistered: there is no such call */
     unsigned batches;
     int pushed;         /* contexts on the stack of the thread */
+    int retains;        /* of the primary context of the daemon's device */
     int capture_mode;   /* of the thread: 0 global, as a program has it */
     unsigned in_strict; /* calls that would have broken a capture of the thread */
     unsigned allocations;
@@ -42,7 +43,7 @@ struct client_driver_seen {
 };
 
 void client_driver_reset(void);
-/* CUDA stream `index`, of two. */
+/* CUDA stream `index`, of two; NULL is the first one on device 0 and the second on device 1. */
 void *client_driver_stream(unsigned index);
 /* From now on: the call fails; the stream is being captured; there is no driver. */
 void client_driver_fail(enum client_driver_call call);
@@ -52,10 +53,14 @@ void client_driver_full(unsigned operations);
 void client_driver_remove(void);
 /* The CUDA streams are on the daemon's first device, "GPU-1", where there is memory, which holds no zeros. */
 void client_driver_gpu(void);
+/* The calling thread has a context of this device, 0 or 1, where the daemon's is 0; -1: it has none. */
+void client_driver_current(int device);
 /* The second CUDA stream has a context of its own. */
 void client_driver_apart(void);
 /* What was allocated goes, as with its context. */
 void client_driver_end_memory(void);
+/* What was allocated last. */
+const void *client_driver_memory(void);
 struct client_driver_seen client_driver_seen(void);
 /* Does what a stream can do now; returns how many of its operations are left. */
 unsigned client_driver_run(unsigned index);

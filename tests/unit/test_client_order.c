@@ -463,6 +463,64 @@ static void test_client_order_disconnect_lets_go(void **state)
     f->client = fake_client(f->fake, MLACAT_DISPATCH_THREAD);
 }
 
+/* Of the daemon's device, whatever the thread has: another device's would not wait for the call. */
+static void test_client_order_default_stream_of_the_device(void **state)
+{
+    static const int devices[] = {1, -1, 0};
+    struct scene *f = *state;
+    client_driver_gpu();
+    for (unsigned i = 0; i < 3; i++) {
+        client_driver_current(devices[i]);
+        assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, NULL, NULL), MLACAT_OK);
+        assert_int_equal(client_driver_run(1), 0);
+        assert_true(client_driver_run(0) > 0 || rings_done(f->rings, 0) == RINGS_BEGIN + 1 + i);
+        await_gpu();
+        assert_int_equal(client_driver_seen().pushed, 0);
+        assert_int_equal(client_driver_seen().retains, 0);
+    }
+    assert_int_equal(client_driver_seen().batches, 3);
+    assert_int_equal(mlacat_stream_status(f->stream), MLACAT_OK);
+}
+
+/* Of a device that this process does not have, the context is the caller's business. */
+static void test_client_order_device_that_is_not_here(void **state)
+{
+    struct scene *f = *state;
+    client_driver_current(1);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
+    client_driver_current(-1);
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, NULL, NULL), MLACAT_INTERNAL);
+    assert_non_null(strstr(mlacat_error_message(), "cuStreamIsCapturing: 999"));
+    await_gpu();
+    assert_int_equal(client_driver_seen().retains, 0);
+}
+
+static void test_client_order_tells_of_a_capture(void **state)
+{
+    struct scene *f = *state;
+    int capturing = -1;
+    client_driver_gpu();
+    assert_int_equal(mlacat_is_capturing(&capturing, NULL, &capturing), MLACAT_INVALID_ARGUMENT);
+    assert_non_null(strstr(mlacat_error_message(), "no GPU memory"));
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
+    await_gpu();
+    const void *memory = client_driver_memory(); /* the call's word */
+    client_driver_capture(0, true);
+    client_driver_current(1);
+    assert_int_equal(mlacat_is_capturing(memory, NULL, &capturing), MLACAT_OK);
+    assert_int_equal(capturing, 1);
+    assert_int_equal(mlacat_is_capturing(memory, other, &capturing), MLACAT_OK);
+    assert_int_equal(capturing, 0);
+    assert_int_equal(mlacat_is_capturing(memory, NULL, NULL), MLACAT_INVALID_ARGUMENT);
+    client_driver_fail(CLIENT_DRIVER_CAPTURING);
+    assert_int_equal(mlacat_is_capturing(memory, other, &capturing), MLACAT_INTERNAL);
+    client_driver_remove();
+    assert_int_equal(mlacat_is_capturing(memory, other, &capturing), MLACAT_FAILED_PRECONDITION);
+    struct client_driver_seen seen = client_driver_seen();
+    assert_int_equal(seen.pushed + seen.retains, 0);
+    assert_int_equal(seen.in_strict, 0);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -485,6 +543,9 @@ int main(void)
         TEST(test_client_order_restarts_leave_nothing),
         TEST(test_client_order_forked_child_keeps_no_connection),
         TEST(test_client_order_disconnect_lets_go),
+        TEST(test_client_order_default_stream_of_the_device),
+        TEST(test_client_order_device_that_is_not_here),
+        TEST(test_client_order_tells_of_a_capture),
     };
     alarm(120); /* ends a test that waits in vain */
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -403,6 +403,9 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * given to do before, and what it is given afterwards waits for the call. No thread of the CPU waits. Needs a stream
  * with a ring on a CUDA device.
  *
+ * What is no handle (NULL and 1: the legacy default stream; 2: that of the thread) is the one of the current context if
+ * that is on the mlacat stream's device, else of that device's primary context. No context need be current.
+ *
  * The mlacat stream is bound to the CUDA stream of its first such call. The buffers must stay registered, and their
  * memory must not be freed, until the call has ended (a release before is safe, as with every call). The result need
  * not and cannot be waited for: synchronise with the CUDA stream. *call_id (may be NULL) is for mlacat_cancel. Blocks,
@@ -428,6 +431,14 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  */
 MLACAT_API enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stream, const struct mlacat_call *call,
                                                       void *cu_stream, uint64_t *call_id);
+
+/*
+ * Whether `cu_stream` is being captured into a graph, where no call can be ordered on it: *capturing is 1 or 0. For
+ * programs that register memory and open streams when a first call needs them, to ask before. `pointer` is GPU memory
+ * of the call, whose device says what a stream without a handle (NULL) is. INVALID_ARGUMENT: it is none, or this process
+ * does not use CUDA; FAILED_PRECONDITION: the CUDA driver is too old; INTERNAL: it failed.
+ */
+MLACAT_API enum mlacat_status mlacat_is_capturing(const void *pointer, void *cu_stream, int *capturing);
 
 /* MLACAT_OK, or why the stream is of no use any more: a stream-ordered call failed, or it could not be opened again
  * after a restart. Does not wait. */

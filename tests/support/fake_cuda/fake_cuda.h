@@ -78,6 +78,9 @@ uint64_t fake_cuda_calls(const char *name);
 /* `manual`: runs at most `most` operations, stream after stream. Returns how many. */
 unsigned fake_cuda_run(unsigned most);
 
+/* What a client's stream (NULL: the default one) says when it is asked; what is put on it is done all the same. */
+void fake_cuda_capture(struct cuda_stream *stream, bool capturing);
+
 /* Objects that were made and not destroyed. */
 struct fake_cuda_live {
     unsigned contexts;    /* retains of the primary ones */

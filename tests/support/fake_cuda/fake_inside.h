@@ -146,6 +146,8 @@ struct cuda_stream {
     uint64_t id; /* never used again */
     uint64_t busy_until_ns;
     bool destroyed;
+    bool is_default; /* of its context: NULL is its name too */
+    bool capturing;
 };
 
 enum fake_kernel {

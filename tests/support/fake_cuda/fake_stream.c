@@ -231,6 +231,41 @@ static int add(struct cuda_stream *stream, const struct fake_op *op)
 
 /* ---- streams ---- */
 
+static struct cuda_stream *make_stream(void)
+{
+    struct cuda_stream *made = calloc(1, sizeof(*made));
+    if (made) {
+        made->last = &made->ops;
+        made->context = fake_current;
+        made->id = ++fake.stream_ids;
+        made->next = fake.streams;
+        fake.streams = made;
+    }
+    return made;
+}
+
+/* Of the current context. It waits for no other stream, nor another one for it. */
+static struct cuda_stream *default_stream(void)
+{
+    struct cuda_stream *stream = fake.streams;
+    if (!fake_current) {
+        return NULL;
+    }
+    if (fake.behaviour.daemon) {
+        fake_break("work on the default stream, which others wait for");
+    }
+    while (stream && !(stream->is_default && stream->context == fake_current)) {
+        stream = stream->next;
+    }
+    if (!stream) {
+        stream = make_stream();
+        if (stream) {
+            stream->is_default = true;
+        }
+    }
+    return stream;
+}
+
 static bool is_stream(const struct cuda_stream *stream)
 {
     for (const struct cuda_stream *known = fake.streams; known; known = known->next) {
@@ -239,6 +274,25 @@ static bool is_stream(const struct cuda_stream *stream)
         }
     }
     return false;
+}
+
+/* What a client means by NULL too. */
+static int find_stream(struct cuda_stream **stream)
+{
+    if (*stream) {
+        return is_stream(*stream) ? CUDA_RESULT_OK : CUDA_RESULT_INVALID_HANDLE;
+    }
+    *stream = default_stream();
+    return *stream ? CUDA_RESULT_OK : RESULT_INVALID_CONTEXT;
+}
+
+void fake_cuda_capture(struct cuda_stream *stream, bool capturing)
+{
+    pthread_mutex_lock(&fake.lock);
+    if (find_stream(&stream) == CUDA_RESULT_OK) {
+        stream->capturing = capturing;
+    }
+    pthread_mutex_unlock(&fake.lock);
 }
 
 int fake_cuStreamCreate(struct cuda_stream **stream, unsigned int flags)
@@ -250,17 +304,8 @@ int fake_cuStreamCreate(struct cuda_stream **stream, unsigned int flags)
     if (flags != CUDA_STREAM_NON_BLOCKING && flags != 0) {
         return fake_leave(CUDA_RESULT_INVALID_VALUE);
     }
-    struct cuda_stream *made = calloc(1, sizeof(*made));
-    if (!made) {
-        return fake_leave(CUDA_RESULT_OUT_OF_MEMORY);
-    }
-    made->last = &made->ops;
-    made->context = fake_current;
-    made->id = ++fake.stream_ids;
-    made->next = fake.streams;
-    fake.streams = made;
-    *stream = made;
-    return fake_leave(CUDA_RESULT_OK);
+    *stream = make_stream();
+    return fake_leave(*stream ? CUDA_RESULT_OK : CUDA_RESULT_OUT_OF_MEMORY);
 }
 
 int fake_cuStreamDestroy(struct cuda_stream *stream)
@@ -292,15 +337,18 @@ int fake_cuStreamQuery(struct cuda_stream *stream)
     return fake_leave(stream->ops ? CUDA_RESULT_NOT_READY : CUDA_RESULT_OK);
 }
 
-/* Nobody can begin a capture. */
 int fake_cuStreamIsCapturing(struct cuda_stream *stream, int *status)
 {
     int result = fake_enter(CALL_cuStreamIsCapturing);
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    *status = 0;
-    return fake_leave(is_stream(stream) ? CUDA_RESULT_OK : CUDA_RESULT_INVALID_HANDLE);
+    result = find_stream(&stream);
+    if (result != CUDA_RESULT_OK) {
+        return fake_leave(result);
+    }
+    *status = stream->capturing;
+    return fake_leave(CUDA_RESULT_OK);
 }
 
 int fake_cuStreamGetId(struct cuda_stream *stream, unsigned long long *id)
@@ -309,8 +357,9 @@ int fake_cuStreamGetId(struct cuda_stream *stream, unsigned long long *id)
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    if (!is_stream(stream)) {
-        return fake_leave(CUDA_RESULT_INVALID_HANDLE);
+    result = find_stream(&stream);
+    if (result != CUDA_RESULT_OK) {
+        return fake_leave(result);
     }
     *id = stream->id;
     return fake_leave(CUDA_RESULT_OK);
@@ -322,8 +371,9 @@ int fake_cuStreamGetCtx(struct cuda_stream *stream, struct cuda_context **contex
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    if (!is_stream(stream)) {
-        return fake_leave(CUDA_RESULT_INVALID_HANDLE);
+    result = find_stream(&stream);
+    if (result != CUDA_RESULT_OK) {
+        return fake_leave(result);
     }
     *context = stream->context;
     return fake_leave(CUDA_RESULT_OK);
@@ -348,7 +398,7 @@ int fake_cuStreamSynchronize(struct cuda_stream *stream)
         return result;
     }
     check_may_block("cuStreamSynchronize");
-    while (is_stream(stream) && stream->ops && fake.sticky == 0) {
+    while (find_stream(&stream) == CUDA_RESULT_OK && stream->ops && fake.sticky == 0) {
         pthread_cond_wait(&fake.moved, &fake.lock);
     }
     return fake_leave(fake.sticky);
@@ -469,7 +519,7 @@ int fake_cuStreamBatchMemOp(struct cuda_stream *stream, unsigned int nr, struct 
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    bool good = is_stream(stream) && flags == 0 && nr > 0;
+    bool good = find_stream(&stream) == CUDA_RESULT_OK && flags == 0 && nr > 0;
     for (unsigned i = 0; good && i < nr; i++) {
         good = (ops[i].operation == FAKE_WORD_WAIT || ops[i].operation == FAKE_WORD_WRITE) &&
                ops[i].address % sizeof(uint64_t) == 0 && fake_reach(ops[i].address, sizeof(uint64_t)) &&
