@@ -45,6 +45,9 @@ class FakeGpu:
     def synchronize(self, stream: int) -> None:
         self.call("cuStreamSynchronize", c.c_void_p(stream))
 
+    def capture(self, stream: int, capturing: bool) -> None:
+        self._driver.fake_cuda_capture(c.c_void_p(stream), c.c_bool(capturing))
+
 
 class GrowingSegment:
     """Reserved addresses that chunks are mapped into one after the other, as PyTorch's expandable segments are."""

@@ -127,3 +127,20 @@ def test_more_types_than_are_remembered(client, memory):
 def test_numpy_and_dlpack_in_one_call(client, memory):
     client.concat_mla_k(memory[0].view(np.uint16), *wrap(memory)[1:])
     assert is_right(memory)
+
+
+def test_library_that_does_not_lend(client, memory):
+    class Kept(dlpack.Array):
+        def __dlpack__(self, **_):
+            raise BufferError("it requires grad")
+
+    class Odd(dlpack.Array):
+        def __dlpack__(self, **_):
+            raise ZeroDivisionError
+
+    arrays = wrap(memory)
+    with pytest.raises(mlacat.PreconditionError, match="k_nope cannot be lent by its library: it requires grad"):
+        client.concat_mla_k(arrays[0], wrap(memory, Kept)[1], arrays[2])
+    with pytest.raises(ZeroDivisionError):
+        client.concat_mla_k(arrays[0], wrap(memory, Odd)[1], arrays[2])
+    assert [array.lent for array in arrays] == [0] * 3

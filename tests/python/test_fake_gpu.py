@@ -355,3 +355,107 @@ def test_threads_on_streams_of_their_own(gpu, gpu_client):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_default_stream(gpu, gpu_client):
+    trio = Trio(gpu.alloc(Trio.BYTES))
+    for _ in range(3):
+        run(gpu_client, gpu, trio, 0)
+    assert [array.streams for array in trio.arrays] == [[1, 1, 1]] * 3  # its number in DLPack
+    assert gpu_client._held()["streams"] == 1
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("default", [False, True])
+def test_thread_without_a_context(gpu, gpu_client, warm, default):
+    """torch gives a thread its context with the first work of torch's own: the call may be what comes first."""
+    trio, stream = Trio(gpu.alloc(Trio.BYTES)), 0 if default else gpu.stream()
+    if warm:
+        run(gpu_client, gpu, trio, stream)
+    failures = []
+
+    def work():
+        try:
+            gpu_client.concat_mla_k(*trio.arrays, stream=stream)
+        except Exception as error:  # noqa: BLE001 - shown below
+            failures.append(repr(error))
+
+    trio.clear()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures
+    gpu.synchronize(stream)
+    assert trio.is_right()
+    assert gpu_client._held() == {"segments": 1, "streams": 1}
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_capture_is_refused_before_anything_is_touched(gpu, gpu_client, default):
+    trio, stream = Trio(gpu.alloc(Trio.BYTES)), 0 if default else gpu.stream()
+    gpu.capture(stream, True)
+    with pytest.raises(mlacat.CaptureError, match="outside of the capture"):
+        gpu_client.concat_mla_k(*trio.arrays, stream=stream)
+    assert gpu_client._held() == {"segments": 0, "streams": 0}
+    run(gpu_client, gpu, trio, gpu.stream())  # the memory is known, the stream is not
+    with pytest.raises(mlacat.CaptureError):
+        gpu_client.concat_mla_k(*trio.arrays, stream=stream)
+    assert gpu_client._held() == {"segments": 1, "streams": 1}
+    gpu.capture(stream, False)
+    run(gpu_client, gpu, trio, stream)
+    gpu.capture(stream, True)
+    with pytest.raises(mlacat.CaptureError):
+        gpu_client.concat_mla_k(*trio.arrays, stream=stream)
+    gpu.capture(stream, False)
+    assert gpu_client._held() == {"segments": 1, "streams": 2}
+    run(gpu_client, gpu, trio, stream)
+
+
+def test_capture_without_a_daemon(gpu, gpu_daemon, gpu_client):
+    trio, stream = Trio(gpu.alloc(Trio.BYTES)), gpu.stream()
+    gpu_daemon.stop(signal.SIGKILL)
+    gpu.capture(stream, True)
+    with pytest.raises(mlacat.CaptureError):
+        gpu_client.concat_mla_k(*trio.arrays, stream=stream)
+    gpu_daemon.start()
+
+
+def test_freed_memory_is_no_capture(gpu, gpu_client):
+    trio, stream = Trio(gpu.alloc(Trio.BYTES)), gpu.stream()
+    gpu.free(trio.at[0] - 4096)
+    with pytest.raises(mlacat.Error) as caught:
+        gpu_client.concat_mla_k(*trio.arrays, stream=stream)
+    assert not isinstance(caught.value, mlacat.CaptureError)
+
+
+def make_it_fail(gpu, client, stream):
+    trio = Trio(gpu.alloc(Trio.BYTES))
+    n, h, p, r = Trio.N, Trio.H, Trio.P, Trio.R
+    inside = dlpack.Array(trio.at[0] + 2 * r, (n, h, p), (h * (p + r), p + r, 1), device=(dlpack.CUDA, 0))
+    client.concat_mla_k(trio.arrays[0], inside, trio.arrays[2], stream=stream)
+    gpu.synchronize(stream)
+
+
+def test_close_tells_of_a_failed_stream(gpu, gpu_daemon):
+    client = mlacat.Client(gpu_daemon.socket)
+    make_it_fail(gpu, client, gpu.stream())
+    with pytest.raises(mlacat.StreamFailed, match="overlaps"):
+        client.close()
+    assert client.closed and client._held() == {"segments": 0, "streams": 0}
+    client.close()
+    with pytest.raises(mlacat.StreamFailed), mlacat.Client(gpu_daemon.socket) as client:
+        make_it_fail(gpu, client, gpu.stream())
+    with pytest.raises(ZeroDivisionError), mlacat.Client(gpu_daemon.socket) as client:
+        make_it_fail(gpu, client, gpu.stream())
+        1 / 0
+    assert client.closed
+
+
+def test_stream_that_makes_room_has_failed(gpu, gpu_client):
+    """The call that needs the room is told, and which stream it is not."""
+    make_it_fail(gpu, gpu_client, gpu.stream())
+    trio = Trio(gpu.alloc(Trio.BYTES))
+    with pytest.raises(mlacat.StreamFailed, match="another CUDA stream"):
+        for _ in range(40):
+            run(gpu_client, gpu, trio, gpu.stream())
+    run(gpu_client, gpu, trio, gpu.stream())

@@ -111,6 +111,18 @@ def test_without_elements(client, shape):
     assert client.concat_mla_absorb_q(k_nope, k_nope).shape == (*shape, 256)
 
 
+@pytest.mark.parametrize("extent", [0, 2])
+def test_without_elements_however_they_lie(client, extent):
+    """Of leading dimensions that cannot be seen as two: that does not matter where they hold nothing."""
+    shape = (4, extent, 3, 5)
+    out, a, b = (client.empty((*shape, width), "uint16").transpose(2, 1, 0, 3, 4) for width in (24, 16, 8))
+    if extent == 0:
+        client.concat_mla_absorb_q(a, b, out)
+    else:
+        with pytest.raises(mlacat.ArgumentError, match="cannot be seen as 2"):
+            client.concat_mla_absorb_q(a, b, out)
+
+
 def test_rope_of_no_width(client):
     new = maker(client, "bf16")
     k, k_nope = new((3, 4, 64)), new((3, 4, 64))

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from . import _dtypes, _functions, _mlacat, _torch
-from ._errors import ArgumentError, Error, PreconditionError
+from ._errors import ArgumentError, Error, PreconditionError, StreamFailed
 
 
 # How long it is waited for the daemon to release memory that was freed.
@@ -58,8 +58,12 @@ class Client(_functions.Functions, _mlacat.Client):
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except StreamFailed:
+            if kind is None:
+                raise  # else what went wrong first is on its way
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "bf16") -> Any:
         """A zeroed numpy array in memory that the daemon's host device sees too.

@@ -171,15 +171,24 @@ static void dealloc(PyObject *object)
     Py_DECREF((PyObject *)type);
 }
 
+/* The last one who can be told of a call that has failed. */
 static PyObject *close_client(PyObject *object, PyObject *Py_UNUSED(none))
 {
     struct client *self = (struct client *)object;
+    PyObject *error[3];
     if (self->forks != forks) {
         self->closed = true;
         connect_in_child(self);
+    } else if (self->connection != NULL) {
+        lanes_check(&self->lanes);
     }
     self->closed = true;
+    PyErr_Fetch(&error[0], &error[1], &error[2]);
     client_settle(self);
+    if (error[0] != NULL) {
+        PyErr_Restore(error[0], error[1], error[2]);
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
@@ -272,8 +281,8 @@ static PyMethodDef methods[] = {
     {"_reclaim", reclaim, METH_O, "_reclaim(microseconds), negative: without end"},
     {"_held", held, METH_NOARGS, "How many segments and streams the client holds."},
     {"close", close_client, METH_NOARGS,
-     "Waits for the calls, then ends the connection. Arrays of empty() stay valid; the connection ends after the "
-     "last."},
+     "Waits for the ordered calls and ends the connection, or has the last of the other threads' calls do that. Arrays "
+     "of empty() stay valid, and the connection ends after the last one. Raises what check() would, when it is done."},
     {"check", check, METH_NOARGS, "Raises StreamFailed if a stream-ordered call has failed that nobody was told of."},
     {"devices", devices, METH_NOARGS, "The devices of the daemon, a dict each."},
     {"server", server, METH_NOARGS, "Version and pid of the daemon, and how often the client connected again."},

@@ -6,15 +6,9 @@
 /* cudaStreamPerThread */
 #define STREAM_PER_THREAD ((void *)2)
 
-static struct lane *find(struct lanes *lanes, int device_id, void *cuda_stream, unsigned long thread)
+static unsigned long thread_of(void *cuda_stream)
 {
-    for (unsigned i = 0; i < lanes->nr; i++) {
-        struct lane *lane = lanes->at[i];
-        if (lane->cuda_stream == cuda_stream && lane->device_id == device_id && lane->thread == thread) {
-            return lane;
-        }
-    }
-    return NULL;
+    return cuda_stream == STREAM_PER_THREAD ? PyThread_get_thread_ident() : 0;
 }
 
 static struct lane *use(struct lanes *lanes, struct lane *lane)
@@ -22,6 +16,18 @@ static struct lane *use(struct lanes *lanes, struct lane *lane)
     lane->used = ++lanes->clock;
     lane->pins++;
     return lane;
+}
+
+struct lane *lanes_find(struct lanes *lanes, int device_id, void *cuda_stream)
+{
+    unsigned long thread = thread_of(cuda_stream);
+    for (unsigned i = 0; i < lanes->nr; i++) {
+        struct lane *lane = lanes->at[i];
+        if (lane->cuda_stream == cuda_stream && lane->device_id == device_id && lane->thread == thread) {
+            return use(lanes, lane);
+        }
+    }
+    return NULL;
 }
 
 static void close_stream(struct mlacat_stream *stream)
@@ -90,7 +96,7 @@ static bool close_idlest(struct lanes *lanes)
     take_off(lanes, idlest);
     close_lane(idlest);
     if (failed) {
-        raise_stream_failed(&failure);
+        raise_stream_failed(&failure, "another");
     }
     return !failed;
 }
@@ -126,17 +132,10 @@ static struct lane *add(struct lanes *lanes, struct mlacat_stream *stream, const
     return use(lanes, lane);
 }
 
-struct lane *lanes_ordered(struct lanes *lanes, struct mlacat_client *client, int device_id, void *cuda_stream,
-                           const char *device)
+struct lane *lanes_open(struct lanes *lanes, struct mlacat_client *client, int device_id, void *cuda_stream,
+                        const char *device)
 {
-    struct lane like = {.device_id = device_id, .cuda_stream = cuda_stream};
-    if (cuda_stream == STREAM_PER_THREAD) {
-        like.thread = PyThread_get_thread_ident();
-    }
-    struct lane *lane = find(lanes, device_id, cuda_stream, like.thread);
-    if (lane != NULL) {
-        return use(lanes, lane);
-    }
+    const struct lane like = {.device_id = device_id, .cuda_stream = cuda_stream, .thread = thread_of(cuda_stream)};
     struct mlacat_stream *stream;
     struct failure failure;
     while (lanes->nr - lanes->host_nr >= LANES_MOST) {
@@ -205,7 +204,7 @@ int lanes_check(struct lanes *lanes)
             lane->pins++;
             take_off(lanes, lane);
             lane_unpin(lane);
-            return raise_stream_failed(&failure);
+            return raise_stream_failed(&failure, "some");
         }
     }
     return 0;

@@ -38,9 +38,11 @@ struct lanes {
     uint64_t clock;
 };
 
-/* For ordered calls on that CUDA stream; `device` as mlacat_stream_open. With one pin. */
-struct lane *lanes_ordered(struct lanes *lanes, struct mlacat_client *client, int device_id, void *cuda_stream,
-                           const char *device);
+/* For ordered calls on that CUDA stream, with one pin; NULL: there is none, without an exception. */
+struct lane *lanes_find(struct lanes *lanes, int device_id, void *cuda_stream);
+/* Where there is none; `device` as mlacat_stream_open. With one pin. */
+struct lane *lanes_open(struct lanes *lanes, struct mlacat_client *client, int device_id, void *cuda_stream,
+                        const char *device);
 /* For a call of the host device that is waited for. With one pin. */
 struct lane *lanes_host(struct lanes *lanes, struct mlacat_client *client, const char *device);
 /* May wait for the lane's calls and close it, without the GIL. */

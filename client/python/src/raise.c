@@ -32,16 +32,18 @@ int raise_failure(const struct failure *failure)
                     PyUnicode_DecodeUTF8(failure->message, (Py_ssize_t)__builtin_strlen(failure->message), "replace"));
 }
 
-int raise_stream_failed(const struct failure *failure)
+int raise_stream_failed(const struct failure *failure, const char *which)
 {
     return raise_as("stream", failure->status, MLACAT_SCOPE_STREAM,
-                    PyUnicode_FromFormat("an earlier call on this CUDA stream failed, its output is undefined: %s",
+                    PyUnicode_FromFormat("an earlier call on %s CUDA stream failed, its output is undefined: %s", which,
                                          failure->message));
 }
 
-int raise_capture(const struct failure *failure)
+int raise_capture(void)
 {
-    return raise_as("capture", failure->status, failure->scope, PyUnicode_FromString(failure->message));
+    return raise_as("capture", MLACAT_FAILED_PRECONDITION, MLACAT_SCOPE_CALL,
+                    PyUnicode_FromString("the CUDA stream is being captured into a graph, where a call of the service "
+                                         "cannot be: call it outside of the capture"));
 }
 
 int raise_argument_error(const char *format, ...)

@@ -23,10 +23,10 @@ struct failure {
 
 void raise_take(struct failure *failure, enum mlacat_status status);
 int raise_failure(const struct failure *failure);
-/* An ordered call of before has failed. */
-int raise_stream_failed(const struct failure *failure);
+/* An ordered call of before has failed, on "this" CUDA stream or "another". */
+int raise_stream_failed(const struct failure *failure, const char *which);
 /* The CUDA stream is being captured into a graph. */
-int raise_capture(const struct failure *failure);
+int raise_capture(void);
 /* Formats as PyUnicode_FromFormat. INVALID_ARGUMENT, as an error that is a ValueError too, or a TypeError. */
 int raise_argument_error(const char *format, ...);
 int raise_type_error(const char *format, ...);

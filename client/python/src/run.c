@@ -9,6 +9,7 @@
 struct work {
     const struct shape_rule *rule;
     PyObject *stream; /* None: the current one */
+    void *cuda_stream;
     struct view views[OPERANDS];
     struct mlacat_call call;
     struct extent extents[OPERANDS];
@@ -77,6 +78,28 @@ static int refuse_host_memory(const struct shape_rule *rule, int operand)
                               rule->names[operand]);
 }
 
+/* What the driver cannot tell is no capture: the call itself will have its error. */
+static bool is_capturing(const struct work *work)
+{
+    int capturing = 0;
+    return mlacat_is_capturing((const void *)work->views[0].address, work->cuda_stream, &capturing) == MLACAT_OK &&
+           capturing != 0;
+}
+
+/* The one around an operand that is in none yet. NULL: as segments_register. */
+static struct segment *make_segment(struct client *self, const struct work *work, int operand, bool *too_large)
+{
+    if (work->views[0].device_type == DLPACK_CPU) {
+        refuse_host_memory(work->rule, operand);
+        return NULL;
+    }
+    if (is_capturing(work)) {
+        raise_capture();
+        return NULL;
+    }
+    return segments_register(&self->segments, self->connection, &work->extents[operand], too_large);
+}
+
 /* Finds or makes the buffers of all operands, and pins them. -1: exception, or *too_large, as segments_register;
  * work->large is that operand then. */
 static int resolve(struct client *self, struct work *work, bool *too_large)
@@ -99,10 +122,8 @@ static int resolve(struct client *self, struct work *work, bool *too_large)
         segment = segments_find(&self->segments, extent);
         if (segment != NULL) {
             segment_pin(segment);
-        } else if (work->views[0].device_type == DLPACK_CPU) {
-            refuse_host_memory(work->rule, k);
         } else {
-            segment = segments_register(&self->segments, self->connection, extent, too_large);
+            segment = make_segment(self, work, k, too_large);
         }
         if (segment == NULL) {
             work->large = k;
@@ -174,12 +195,13 @@ static int run_host(struct client *self, struct work *work)
 
 /* ---------------------------------------------------------------------------------------------------- CUDA device */
 
-static int call_torch(const char *function, long argument, PyObject **answer)
+/* torch's current stream of a device. */
+static PyObject *ask_torch(long device)
 {
     PyObject *module = PyImport_ImportModule("mlacat._torch");
-    *answer = module == NULL ? NULL : PyObject_CallMethod(module, function, "l", argument);
+    PyObject *number = module == NULL ? NULL : PyObject_CallMethod(module, "current_stream", "l", device);
     Py_XDECREF(module);
-    return *answer == NULL ? -1 : 0;
+    return number;
 }
 
 /* DLPack's numbers for streams are those of CUDA: 1 legacy default, 2 per-thread default, else a handle. */
@@ -190,13 +212,13 @@ static int find_stream(const struct work *work, void **stream)
         *stream = PyLong_AsVoidPtr(work->stream);
         return PyErr_Occurred() ? -1 : 0;
     }
-    if (view->exchange != NULL) {
+    *stream = NULL;
+    if (view->exchange != NULL && view->exchange->current_stream != NULL) {
         return view->exchange->current_stream(view->device_type, view->device_id, stream);
     }
-    *stream = NULL;
     if (view->is_torch) {
-        PyObject *number;
-        if (call_torch("current_stream", view->device_id, &number) < 0) {
+        PyObject *number = ask_torch(view->device_id);
+        if (number == NULL) {
             return -1;
         }
         *stream = PyLong_AsVoidPtr(number);
@@ -206,24 +228,12 @@ static int find_stream(const struct work *work, void **stream)
     return 0;
 }
 
-static bool is_capturing(const struct work *work)
-{
-    PyObject *answer;
-    if (call_torch("is_capturing", work->views[0].device_id, &answer) < 0) {
-        PyErr_Clear();
-        return false;
-    }
-    bool is = answer == Py_True;
-    Py_DECREF(answer);
-    return is;
-}
-
-static enum mlacat_status submit(struct lane *lane, const struct work *work, void *stream, struct failure *failure,
+static enum mlacat_status submit(struct lane *lane, const struct work *work, struct failure *failure,
                                  enum mlacat_status *stream_status)
 {
     enum mlacat_status status;
     PyThreadState *thread = PyEval_SaveThread();
-    status = mlacat_submit_on_stream(lane->stream, &work->call, stream, NULL);
+    status = mlacat_submit_on_stream(lane->stream, &work->call, work->cuda_stream, NULL);
     if (status != MLACAT_OK) {
         raise_take(failure, status);
         *stream_status = mlacat_stream_status(lane->stream);
@@ -241,10 +251,11 @@ static enum outcome recover(struct client *self, struct work *work, struct lane 
     if (stream_status != MLACAT_OK) {
         /* Closing it waits for what may still run, while the caller's arguments are alive. */
         lanes_remove(&self->lanes, lane);
-        return failure->status == MLACAT_INTERNAL ? raise_failure(failure) : raise_stream_failed(failure), RAISED;
+        return failure->status == MLACAT_INTERNAL ? raise_failure(failure) : raise_stream_failed(failure, "this"),
+               RAISED;
     }
     if (failure->status == MLACAT_FAILED_PRECONDITION && is_capturing(work)) {
-        return raise_capture(failure), RAISED;
+        return raise_capture(), RAISED;
     }
     if (failure->status == MLACAT_FAILED_PRECONDITION) {
         /* Memory that was freed since it was registered, or was gone when the daemon came back; and perhaps a CUDA
@@ -258,7 +269,21 @@ static enum outcome recover(struct client *self, struct work *work, struct lane 
     return raise_failure(failure), RAISED;
 }
 
-static enum outcome try_ordered(struct client *self, struct work *work, void *stream, struct failure *failure)
+/* The lane of the CUDA stream, opened if there is none yet. With one pin; NULL: exception. */
+static struct lane *find_lane(struct client *self, const struct work *work)
+{
+    int device_id = work->views[0].device_id;
+    struct lane *lane = lanes_find(&self->lanes, device_id, work->cuda_stream);
+    if (lane == NULL && is_capturing(work)) {
+        raise_capture();
+    } else if (lane == NULL) {
+        lane = lanes_open(&self->lanes, self->connection, device_id, work->cuda_stream,
+                          mlacat_buffer_device(work->segments[0]->buffer));
+    }
+    return lane;
+}
+
+static enum outcome try_ordered(struct client *self, struct work *work, struct failure *failure)
 {
     enum mlacat_status stream_status = MLACAT_OK;
     bool too_large = false;
@@ -266,10 +291,9 @@ static enum outcome try_ordered(struct client *self, struct work *work, void *st
         return too_large ? TOO_LARGE : RAISED;
     }
     enum outcome outcome = RAISED;
-    struct lane *lane = lanes_ordered(&self->lanes, self->connection, work->views[0].device_id, stream,
-                                      mlacat_buffer_device(work->segments[0]->buffer));
+    struct lane *lane = find_lane(self, work);
     if (lane != NULL) {
-        if (submit(lane, work, stream, failure, &stream_status) == MLACAT_OK) {
+        if (submit(lane, work, failure, &stream_status) == MLACAT_OK) {
             outcome = DONE;
         } else {
             outcome = recover(self, work, lane, failure, stream_status);
@@ -280,27 +304,27 @@ static enum outcome try_ordered(struct client *self, struct work *work, void *st
     return outcome;
 }
 
-static int run_on(struct client *self, struct work *work, void *stream);
+static int run_on_stream(struct client *self, struct work *work);
 
 /* As two calls, in order, each of which needs less memory to be registered at a time. */
-static int run_halves(struct client *self, const struct work *work, void *stream)
+static int run_halves(struct client *self, const struct work *work)
 {
     struct work halves[2] = {*work, *work};
     shape_halve(work->large, &halves[0].call, &halves[1].call, halves[1].views);
-    return run_on(self, &halves[0], stream) < 0 ? -1 : run_on(self, &halves[1], stream);
+    return run_on_stream(self, &halves[0]) < 0 ? -1 : run_on_stream(self, &halves[1]);
 }
 
-static int run_on(struct client *self, struct work *work, void *stream)
+static int run_on_stream(struct client *self, struct work *work)
 {
     struct failure failure;
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
-        switch (try_ordered(self, work, stream, &failure)) {
+        switch (try_ordered(self, work, &failure)) {
         case DONE:
             return 0;
         case AGAIN:
             break;
         case TOO_LARGE:
-            return run_halves(self, work, stream);
+            return run_halves(self, work);
         case RAISED:
             return -1;
         }
@@ -310,8 +334,7 @@ static int run_on(struct client *self, struct work *work, void *stream)
 
 static int run_ordered(struct client *self, struct work *work)
 {
-    void *stream = NULL;
-    return find_stream(work, &stream) < 0 ? -1 : run_on(self, work, stream);
+    return find_stream(work, &work->cuda_stream) < 0 ? -1 : run_on_stream(self, work);
 }
 
 /* ---------------------------------------------------------------------------------------------------- entry points */
@@ -359,5 +382,5 @@ PyObject *client_check_arguments(PyObject *Py_UNUSED(module), PyObject *const *a
         return NULL;
     }
     end_views(&work);
-    Py_RETURN_NONE;
+    return PyBool_FromLong(shape_is_empty(&work.call));
 }

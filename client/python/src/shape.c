@@ -194,6 +194,16 @@ static int fill_leads(const struct shape_rule *rule, const struct view views[OPE
     return 0;
 }
 
+static bool has_no_row(const struct view *view)
+{
+    for (int d = 0; d < view->dims - 1; d++) {
+        if (view->shape[d] == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int shape_call(const struct shape_rule *rule, struct view views[OPERANDS], struct mlacat_call *call)
 {
     if (rule->broadcast && views[2].dims >= 1 && views[2].dims == views[0].dims - 1) {
@@ -206,6 +216,10 @@ int shape_call(const struct shape_rule *rule, struct view views[OPERANDS], struc
     for (int k = 0; k < OPERANDS; k++) {
         call->operand[k].shape[2] = (uint64_t)views[k].shape[views[k].dims - 1];
         call->operand[k].strides[2] = 1;
+    }
+    if (has_no_row(&views[0])) {
+        call->operand[0].shape[0] = 0;
+        return 0; /* how its dimensions lie does not matter */
     }
     return fill_leads(rule, views, call);
 }

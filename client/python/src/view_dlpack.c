@@ -51,17 +51,40 @@ static int fill(const struct dlpack_tensor *tensor, PyObject *object, const char
     return 0;
 }
 
+/* A library that does not lend its array says so with a BufferError; what else it may say is the program's. */
+static int refuse_export(const char *name)
+{
+    PyObject *error[3];
+    if (!PyErr_ExceptionMatches(PyExc_BufferError)) {
+        return -1;
+    }
+    PyErr_Fetch(&error[0], &error[1], &error[2]);
+    PyErr_NormalizeException(&error[0], &error[1], &error[2]);
+    raise_precondition("%s cannot be lent by its library: %S", name, error[1]);
+    for (int i = 0; i < 3; i++) {
+        Py_XDECREF(error[i]);
+    }
+    return -1;
+}
+
 int view_read_exchange(const struct dlpack_exchange *exchange, PyObject *object, const char *name, struct view *view)
 {
     struct dlpack_tensor tensor;
     if (exchange->tensor_of(object, &tensor) != 0) {
         if (!PyErr_Occurred()) {
-            PyErr_Format(PyExc_BufferError, "%s cannot be read through its library's DLPack table", name);
+            PyErr_SetString(PyExc_BufferError, "it cannot be read through its library's DLPack table");
         }
-        return -1;
+        return refuse_export(name);
     }
     view->exchange = exchange;
     return fill(&tensor, object, name, view);
+}
+
+/* DLPack has no 0 for CUDA: the legacy default stream, which that is to CUDA, is 1. */
+static PyObject *number_stream(PyObject *stream)
+{
+    int is_zero = stream == Py_None ? 0 : PyObject_Not(stream);
+    return is_zero < 0 ? NULL : is_zero ? PyLong_FromLong(1) : Py_NewRef(stream);
 }
 
 /* The capsule of obj.__dlpack__, of version 1 if the producer can make one. */
@@ -128,9 +151,11 @@ int view_read_dlpack(PyObject *object, const char *name, PyObject *stream, struc
     if (read_device(object, &device) < 0) {
         return -1;
     }
-    PyObject *capsule = export_capsule(object, device == DLPACK_CUDA ? stream : Py_None);
+    PyObject *number = device == DLPACK_CUDA ? number_stream(stream) : Py_NewRef(Py_None);
+    PyObject *capsule = number == NULL ? NULL : export_capsule(object, number);
+    Py_XDECREF(number);
     if (capsule == NULL) {
-        return -1;
+        return refuse_export(name);
     }
     const struct dlpack_tensor *tensor = take(capsule, name, view);
     int result = tensor == NULL ? -1 : fill(tensor, object, name, view);

@@ -129,6 +129,33 @@ def test_threads_with_streams_of_their_own():
     assert not failures
 
 
+def test_thread_that_has_done_nothing_yet(shared_daemon):
+    """Not even torch has given it a context, on which it depends what the default stream is."""
+    with mlacat.Client(shared_daemon.socket, "thread") as client:
+        for value in range(3):
+            k, (k_nope, k_rope) = new_k(), inputs(value)
+            thread = threading.Thread(target=client.concat_mla_k, args=(k, k_nope, k_rope))
+            thread.start()
+            thread.join()
+            check(k.clone(), value)
+
+
+def test_capture_as_the_first_thing(shared_daemon):
+    """Nothing is registered or opened for a call that cannot be."""
+    k, (k_nope, k_rope) = new_k(), inputs(1)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with mlacat.Client(shared_daemon.socket, "capture") as client:
+        with torch.cuda.graph(graph):
+            k_nope.add_(1)
+            with pytest.raises(mlacat.CaptureError):
+                client.concat_mla_k(k, k_nope, k_rope)
+        assert client._held() == {"segments": 0, "streams": 0}
+        graph.replay()
+        client.concat_mla_k(k, k_nope, k_rope)
+        assert k[..., :P].unique().tolist() == [2]
+
+
 def test_capture_is_refused_and_goes_on():
     k, (k_nope, k_rope) = new_k(), inputs(1)
     mlacat.concat_mla_k(k, k_nope, k_rope)
