@@ -38,7 +38,8 @@
  * How a client sleeps: mlacat_ring_wait(client, 1); if complete_tail is still the index up to which it has read:
  * FUTEX_WAIT for that value on complete_tail, without FUTEX_PRIVATE_FLAG; mlacat_ring_wait(client, 0); looks again,
  * for it may be woken with no news. Nobody is woken when the connection ends: a client sleeps with a timeout and then
- * looks whether its socket has ended, or Welcome's pidfd.
+ * looks whether its socket has ended, or Welcome's pidfd. One that submits after a pause may look there too, or, without
+ * a system call, when the worker looked into the ring last (mlacat_ring_looked).
  *
  * No wake-up is lost, in either direction: the one who has news stores it and then looks whether the other sleeps; the
  * one who goes to sleep says so and then looks for news. A full fence stands between the store and the look on both
@@ -87,6 +88,13 @@ static inline int mlacat_ring_daemon_sleeps(const struct mlacat_ring_daemon *dae
 static inline int mlacat_ring_daemon_slept(const struct mlacat_ring_daemon *daemon)
 {
     return __atomic_load_n(&daemon->sleeping, __ATOMIC_RELAXED) != 0;
+}
+
+/* The time of a look of the worker's: the daemon was there then. Pairs with mlacat_ring_look, to which it owes no order:
+ * it says nothing of other words. */
+static inline uint64_t mlacat_ring_looked(const struct mlacat_ring_daemon *daemon)
+{
+    return __atomic_load_n(&daemon->looked_ns, __ATOMIC_RELAXED);
 }
 
 /* Entries that the daemon has taken: their places may be written again. Pairs with mlacat_ring_take_up_to. */
@@ -184,6 +192,12 @@ static inline uint64_t mlacat_ring_ready(const struct mlacat_ring_client *client
 static inline void mlacat_ring_count_failed(struct mlacat_ring_daemon *daemon)
 {
     __atomic_store_n(&daemon->failed, daemon->failed + 1, __ATOMIC_RELEASE);
+}
+
+/* Pairs with mlacat_ring_looked. */
+static inline void mlacat_ring_look(struct mlacat_ring_daemon *daemon, uint64_t now_ns)
+{
+    __atomic_store_n(&daemon->looked_ns, now_ns, __ATOMIC_RELAXED);
 }
 
 /* Before the worker sleeps, with 1; then it looks once more; after it with 0. Pairs with mlacat_ring_daemon_sleeps. */

@@ -154,15 +154,24 @@ static enum mlacat_status check_stream(const struct mlacat_stream *stream, struc
     return MLACAT_OK;
 }
 
+/* A time a little after `now` is one that was read on another CPU. A daemon with another clock (a time namespace) is as
+ * one that does not tell. */
+static bool has_just_looked(const struct ring *ring, int64_t now)
+{
+    int64_t ago = now - (int64_t)mlacat_ring_looked(ring->daemon);
+    return ago < RING_PAUSE_NS && ago > -RING_PAUSE_NS;
+}
+
 /* Whether the daemon must be looked for before a call is given to the ring: a connection that has ended unseen would
  * cost the call. A worker that sleeps costs a system call anyway. */
 static bool must_check(struct ring *ring, int64_t now)
 {
-    bool idle = now - ring->entered_ns >= RING_IDLE_NS;
+    bool paused = now - ring->entered_ns >= RING_PAUSE_NS;
     ring->entered_ns = now;
-    if (idle || mlacat_ring_daemon_slept(ring->daemon)) {
+    if (mlacat_ring_daemon_slept(ring->daemon) || (paused && !has_just_looked(ring, now))) {
         return true;
     }
+    ring->alive |= paused;
     if (ring->alive) {
         ring->alive = false;
         ring->checked_ns = now;

@@ -376,6 +376,17 @@ bool ring_streams_have_news(const struct worker *worker)
     return false;
 }
 
+void ring_streams_tell_look(struct worker *worker, uint64_t now_ns)
+{
+    if (now_ns - worker->told_look_ns < RING_TELL_NS) {
+        return;
+    }
+    worker->told_look_ns = now_ns;
+    for (struct list_node *node = worker->rings.next; node != &worker->rings; node = node->next) {
+        mlacat_ring_look(LIST_ENTRY(node, struct ring_stream, link)->ring.daemon, now_ns);
+    }
+}
+
 void ring_streams_sleep(const struct worker *worker, bool asleep)
 {
     for (struct list_node *node = worker->rings.next; node != &worker->rings; node = node->next) {

@@ -28,6 +28,8 @@
 #include "ring.h"
 #include "rings.h"
 
+#define RING_TELL_NS 100000 /* so close together clients are told that it looks */
+
 struct stream;
 struct worker;
 
@@ -82,6 +84,8 @@ void ring_streams_look(struct worker *worker);
 /* True if ring_streams_look would find something. An order for a stream with work does not count: the rounds go on, and
  * the next one finds it. */
 bool ring_streams_have_news(const struct worker *worker);
+/* Tells the clients that it has looked; awake the worker does this every RING_TELL_NS. */
+void ring_streams_tell_look(struct worker *worker, uint64_t now_ns);
 /* Before and after a sleep of the worker. */
 void ring_streams_sleep(const struct worker *worker, bool asleep);
 

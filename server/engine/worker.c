@@ -95,6 +95,7 @@ static void wait_for_work(struct worker *worker)
     worker->eager = false; /* what was expected has come */
     while (!has_news(worker)) {
         uint64_t now_ns = clock_now_ns();
+        ring_streams_tell_look(worker, now_ns);
         if (looks_on(worker, now_ns - start_ns, now_ns)) {
             spin_pause(&worker->spinner, now_ns - start_ns);
             continue;
@@ -108,6 +109,7 @@ static void note_events(struct worker *worker)
 {
     uint64_t now_ns = clock_now_ns();
     uint64_t gap_ns = now_ns - worker->moved_ns;
+    ring_streams_tell_look(worker, now_ns);
     worker->moved = false;
     worker->moved_ns = now_ns;
     spin_count(&worker->spinner);
@@ -122,6 +124,7 @@ static void pause_round(struct worker *worker)
 {
     uint64_t now_ns = clock_now_ns();
     uint64_t waited_ns = now_ns - worker->moved_ns;
+    ring_streams_tell_look(worker, now_ns);
     if (looks_on(worker, waited_ns, now_ns)) {
         spin_pause(&worker->spinner, waited_ns);
     } else {

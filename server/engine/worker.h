@@ -72,6 +72,7 @@ struct worker {
     bool moved;                                     /* worker: in this round a call came, was launched, or came back */
     struct spinner spinner;                         /* worker */
     uint64_t moved_ns;                              /* worker: when that was last so */
+    uint64_t told_look_ns;                          /* worker: when clients were told that it looks */
     uint64_t brisk_ns;                              /* worker: the longest of its last waits for that, but long ones */
     bool drain_seen;                                /* worker */
     uint32_t ring_calls_now;                        /* worker */

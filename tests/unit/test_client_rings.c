@@ -207,7 +207,7 @@ static void *run(void *user)
     pthread_mutex_lock(&rings->lock);
     while (!rings->stop) {
         idle = serve_all(rings) ? 0 : idle + 1;
-        if (idle > IDLE_ROUNDS) {
+        if (idle > IDLE_ROUNDS && !rings->mode.awake) {
             tell_sleeping(rings, 1);
             if (!serve_all(rings)) {
                 sleep_until_rung(rings);
@@ -385,6 +385,11 @@ void rings_await_parked(struct rings *rings, uint32_t index)
     while (!mlacat_ring_client_waits(rings_client(rings, index))) {
         sched_yield();
     }
+}
+
+void rings_tell_look(struct rings *rings, uint32_t index, uint64_t now_ns)
+{
+    mlacat_ring_look(rings->ring[index].daemon, now_ns);
 }
 
 struct mlacat_ring_client *rings_client(struct rings *rings, uint32_t index)

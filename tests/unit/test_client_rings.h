@@ -36,6 +36,7 @@ void rings_put(struct rings *rings, uint32_t stream);
 struct rings_mode {
     bool hold;  /* end no call until rings_release */
     bool blind; /* take no entry */
+    bool awake; /* never sleep */
     bool late;  /* write fences, but completions only after the next rings_set without it */
     enum mlacat_status code;
     enum mlacat_scope scope;
@@ -56,6 +57,8 @@ struct rings_seen rings_seen(struct rings *rings);
 void rings_await_calls(struct rings *rings, unsigned calls);
 void rings_await_sleep(struct rings *rings);
 void rings_await_parked(struct rings *rings, uint32_t index);
+/* What the daemon says of its last look into a ring: 0 at first, and never anything by itself. */
+void rings_tell_look(struct rings *rings, uint32_t index, uint64_t now_ns);
 /* The client's words, as the daemon sees them. */
 struct mlacat_ring_client *rings_client(struct rings *rings, uint32_t index);
 uint64_t rings_done(struct rings *rings, uint32_t index);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "paper_device.h"
 #include "ring_call.h"
 #include "ring_scene.h"
@@ -344,6 +345,34 @@ static int teardown(void **state)
 
 #define RING_TEST(test, setup) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
+/* While it is awake, and as rarely as it may. */
+static void test_engine_ring_tells_that_it_looks(void **state)
+{
+    (void)state;
+    uint64_t last_ns = 0;
+    for (int i = 0; i < 20; i++) {
+        TURN_UNTIL(mlacat_ring_looked(daemon_page) != last_ns);
+        uint64_t looked_ns = mlacat_ring_looked(daemon_page);
+        assert_true(looked_ns >= last_ns + RING_TELL_NS);
+        assert_true(looked_ns <= clock_now_ns());
+        last_ns = looked_ns;
+    }
+}
+
+/* Who wants to know then must ask elsewhere. */
+static void test_engine_ring_asleep_it_tells_nothing(void **state)
+{
+    (void)state;
+    TURN_UNTIL(engine.workers[0].doorbell.asleep);
+    uint64_t before_ns = mlacat_ring_looked(daemon_page);
+    usleep(10 * RING_TELL_NS / 1000);
+    assert_true(mlacat_ring_looked(daemon_page) == before_ns);
+    send_calls(1, 1, 0);
+    paper.permits = 1;
+    assert_int_equal(wait_for(1), MLACAT_OK);
+    TURN_UNTIL(mlacat_ring_looked(daemon_page) > before_ns);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -352,6 +381,8 @@ int main(void)
         RING_TEST(test_engine_ring_reads_each_entry_once, setup),
         RING_TEST(test_engine_ring_streams_of_a_worker_take_turns, setup),
         RING_TEST(test_engine_ring_streams_of_two_workers_are_apart, two_workers_setup),
+        RING_TEST(test_engine_ring_tells_that_it_looks, spin_setup),
+        RING_TEST(test_engine_ring_asleep_it_tells_nothing, setup),
     };
     alarm(120);
     return cmocka_run_group_tests(tests, NULL, NULL);
