@@ -89,41 +89,6 @@ void ring_attach(struct mlacat_stream *stream, struct ring_pages *pages)
     pthread_mutex_unlock(&ring->lock);
 }
 
-/* What has passed the fence is done, though its completion was not written any more. */
-static void end_passed(struct mlacat_stream *stream)
-{
-    for (uint32_t i = 0; i < stream->slots_nr && stream->flying > 0; i++) {
-        struct slot *slot = &stream->slots[i];
-        if (slot->state == SLOT_FLYING && ring_has_passed(stream->ring, slot)) {
-            slot_end_ok(slot);
-        }
-    }
-}
-
-void ring_end(struct mlacat_stream *stream, const char *reason)
-{
-    struct ring *ring = stream->ring;
-    pthread_mutex_lock(&ring->lock);
-    if (ring->pages != NULL) {
-        ring_collect(stream);
-        end_passed(stream);
-        slot_end_all(stream, reason);
-        if (ring->cancel.busy && !ring->cancel.ended) {
-            ring->cancel.ended = true;
-            error_set(&ring->cancel.outcome, MLACAT_UNAVAILABLE, "the connection ended before the answer: %.120s",
-                      reason);
-            ring->cancel.outcome.scope = MLACAT_SCOPE_SESSION;
-        }
-        /* Who is about to sleep and misses this sleeps for RING_CHECK_NS. */
-        syscall(SYS_futex, &ring->daemon->complete_tail, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-        drop_doorbell(ring);
-        ring_pages_put(ring->pages);
-        ring->pages = NULL;
-        pthread_cond_broadcast(&ring->changed);
-    }
-    pthread_mutex_unlock(&ring->lock);
-}
-
 /* ---------------------------------------------------------------------------------------------------- entering */
 
 /* Brings the ring up. Without its lock. */
@@ -389,4 +354,41 @@ bool ring_has_passed(struct ring *ring, const struct slot *slot)
     ring->alive = true;
     ring->failed_seen = failed;
     return failed == slot->failed_before;
+}
+
+/* ---------------------------------------------------------------------------------------------------- ending */
+
+/* What has passed the fence is done, though its completion was not written any more. */
+static void end_passed(struct mlacat_stream *stream)
+{
+    for (uint32_t i = 0; i < stream->slots_nr && stream->flying > 0; i++) {
+        struct slot *slot = &stream->slots[i];
+        if (slot->state == SLOT_FLYING && ring_has_passed(stream->ring, slot)) {
+            slot_end_ok(slot);
+        }
+    }
+}
+
+void ring_end(struct mlacat_stream *stream, const char *reason)
+{
+    struct ring *ring = stream->ring;
+    pthread_mutex_lock(&ring->lock);
+    if (ring->pages != NULL) {
+        take_completions(stream); /* no daemon owes any more: it is not waited for */
+        end_passed(stream);
+        slot_end_all(stream, reason);
+        if (ring->cancel.busy && !ring->cancel.ended) {
+            ring->cancel.ended = true;
+            error_set(&ring->cancel.outcome, MLACAT_UNAVAILABLE, "the connection ended before the answer: %.120s",
+                      reason);
+            ring->cancel.outcome.scope = MLACAT_SCOPE_SESSION;
+        }
+        /* Who is about to sleep and misses this sleeps for RING_CHECK_NS. */
+        syscall(SYS_futex, &ring->daemon->complete_tail, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+        drop_doorbell(ring);
+        ring_pages_put(ring->pages);
+        ring->pages = NULL;
+        pthread_cond_broadcast(&ring->changed);
+    }
+    pthread_mutex_unlock(&ring->lock);
 }

@@ -346,6 +346,22 @@ static void test_client_order_cancel_lets_go(void **state)
     assert_int_equal(await_failure(f), MLACAT_CANCELLED);
 }
 
+/* It failed, its GPU has passed it, and the daemon was killed before it told: nobody waits for what it owes. The clock
+ * stands still, so that such a wait would have no end. */
+static void test_client_order_daemon_goes_before_it_tells(void **state)
+{
+    struct scene *f = *state;
+    rings_set(f->rings, (struct rings_mode){
+                            .late = true, .code = MLACAT_NOT_FOUND, .scope = MLACAT_SCOPE_CALL, .text = "no buffer"});
+    assert_int_equal(mlacat_submit_on_stream(f->stream, &f->call, cuda, NULL), MLACAT_OK);
+    await_gpu();
+    assert_int_equal(rings_failed(f->rings, 0), 1);
+    client_clock_stop();
+    fake_die(f->fake, NULL);
+    assert_int_equal(await_failure(f), MLACAT_UNAVAILABLE);
+    fake_exit(f->fake);
+}
+
 /* Nobody is in the library when the daemon goes; the GPU is let go on, but not before the daemon has exited. */
 static void test_client_order_daemon_goes(void **state)
 {
@@ -538,6 +554,7 @@ int main(void)
         TEST(test_client_order_failed_call_lets_go_and_fails_the_stream),
         TEST(test_client_order_driver_that_fails),
         TEST(test_client_order_cancel_lets_go),
+        TEST(test_client_order_daemon_goes_before_it_tells),
         TEST(test_client_order_daemon_goes),
         TEST(test_client_order_daemon_goes_while_the_driver_is_full),
         TEST(test_client_order_restarts_leave_nothing),
