@@ -167,7 +167,7 @@ finish() {
 }
 
 # What the service does, in the mode that the machine is in. Under MPS processes share about a hundred connections to
-# the GPU, of which a daemon takes 32: those that run beside each other take 4, and run in two groups.
+# the GPU, of which a daemon takes 32: those that run beside each other take 4, and run in three groups.
 service() {
     [ -n "${MLACAT_FAKE_CUDA:-}" ] || step show "service speed" 60 gpu_service speed
     # Alone: it looks at how much of the GPU's memory is free, of which one more process takes half a GiB.
@@ -182,6 +182,11 @@ service() {
     done
     start "mlacatctl" 120 env MLACAT_TEST_CONNECTIONS=4 ctl_cuda
     finish
+    for suite in calls client_death drain limits buffers; do
+        start "system $suite, rings" 120 env MLACAT_TEST_DEVICE=cuda MLACAT_TEST_CONNECTIONS=4 \
+            MLACAT_TEST_TRANSPORT=ring "system_$suite"
+    done
+    finish
     for suite in library restart ring ring_death ring_hostile ring_waits; do
         start "system $suite" 120 env MLACAT_TEST_DEVICE=cuda MLACAT_TEST_CONNECTIONS=4 "system_$suite"
     done
@@ -192,6 +197,7 @@ service() {
     finish
     # Alone: it looks at calls while a long one runs, which on a machine that is busy ends before it looks.
     step quiet "system order" 120 env MLACAT_TEST_DEVICE=cuda system_order
+    step quiet "system order, rings" 120 env MLACAT_TEST_DEVICE=cuda MLACAT_TEST_TRANSPORT=ring system_order
     step show "stream order" 90 gpu_order
     if $python; then
         step quiet "python" 240 env MLACAT_LIMIT=225 sh tests/python/gpu/run.sh "$programs" --out "$out/python_$mode"

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -6,6 +7,8 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -13,6 +16,18 @@
 #include "client.h"
 #include "mlacat_ring.h"
 #include "test_client_scene.h"
+
+/* A sleep on a futex ends by a wake alone: one that gets lost is not made good by the library's next look. */
+static _Atomic bool patient;
+
+long __real_syscall(long number, ...);
+long __wrap_syscall(long number, long a, long b, long c, const struct timespec *time, long e, long f);
+
+long __wrap_syscall(long number, long a, long b, long c, const struct timespec *time, long e, long f)
+{
+    bool endless = patient && number == SYS_futex && b == FUTEX_WAIT;
+    return __real_syscall(number, a, b, c, endless ? NULL : time, e, f);
+}
 
 static int setup(void **state)
 {
@@ -332,11 +347,15 @@ static void test_client_ring_wait_sleeps_and_is_woken(void **state)
     pthread_t thread;
     uint64_t id;
     rings_set(f->rings, (struct rings_mode){.hold = true});
-    assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_OK);
-    assert_int_equal(pthread_create(&thread, NULL, release_later, f), 0);
-    assert_int_equal(mlacat_wait(f->stream, id, -1, NULL), MLACAT_OK);
-    pthread_join(thread, NULL);
-    assert_false(mlacat_ring_client_waits(rings_client(f->rings, 0)));
+    patient = true;
+    for (int i = 0; i < 50; i++) {
+        assert_int_equal(mlacat_submit(f->stream, &f->call, &id), MLACAT_OK);
+        assert_int_equal(pthread_create(&thread, NULL, release_later, f), 0);
+        assert_int_equal(mlacat_wait(f->stream, id, -1, NULL), MLACAT_OK);
+        pthread_join(thread, NULL);
+        assert_false(mlacat_ring_client_waits(rings_client(f->rings, 0)));
+    }
+    patient = false;
 }
 
 static void test_client_ring_wait_takes_a_call_once(void **state)
@@ -469,5 +488,6 @@ int main(void)
         TEST(test_client_ring_release_comes_after_the_call),
         TEST(test_client_ring_release_does_not_wait_for_a_dead_daemon),
     };
+    alarm(120); /* ends a test that waits in vain */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
