@@ -420,7 +420,8 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * later submit, and mlacat_stream_status, returns the code and the message of the first one that did; nothing is ever
  * repeated. The same with UNAVAILABLE when the daemon goes away: the CUDA stream is let go on when the daemon has
  * exited. The content of outputs is undefined then. mlacat_disconnect and the close of a failed stream let it go on,
- * too.
+ * too. A daemon that ends the connection and lives on, and mlacat_disconnect with calls that wait for their CUDA stream,
+ * have 2 s for what the daemon has launched; then the CUDA stream goes on.
  *
  * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
  * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one; this process
