@@ -232,10 +232,7 @@ def test_fallback_without_a_daemon(daemon):
             assert is_right(arrays[0])
         with pytest.raises(mlacat.ArgumentError):
             client.concat_mla_k(arrays[0], arrays[1], arrays[1])
-        assert client._rests_until > 0
-        client._rests_until = until = time.monotonic() + 3600
-        client.concat_mla_k(*arrays)
-        assert client._rests_until == until  # it rests: no attempt to connect in each call
+        assert client._lost
         daemon.start()
 
 

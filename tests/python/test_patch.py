@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 import types
 
 import numpy as np
@@ -74,6 +76,35 @@ def test_patched_function_falls_back_to_the_original(packages, arrays):
         packages.sgl_kernel.concat_mla_k(*theirs)
     with pytest.raises(mlacat.ArgumentError):
         mlacat.patch(fallback="never")
+
+
+@pytest.mark.parametrize("fallback", ["original", "torch"])
+def test_patched_functions_do_not_wait_for_a_lost_daemon(packages, daemon, as_default, monkeypatch, fallback):
+    monkeypatch.setattr(mlacat._functions, "REST_SECONDS", 3600.0)
+    monkeypatch.setattr(mlacat._functions, "REST_SECONDS_MOST", 3600.0)
+    monkeypatch.setattr(mlacat._functions, "PROBE_MS", 5000)
+    as_default(daemon, reconnect_timeout=0.5)
+    client = mlacat.default_client()
+    arrays = client.empty((3, 4, 192)), client.empty((3, 4, 128)), client.empty((3, 1, 64))
+    k = arrays[0].view(np.uint16)
+    missing = 99 if fallback == "original" else 0
+    with mlacat.patch(fallback):
+        packages.sgl_kernel.concat_mla_k(*arrays)
+        assert (k == 0).all()
+        daemon.stop(signal.SIGKILL)
+        packages.sgl_kernel.concat_mla_k(*arrays)  # may wait: the daemon may come back
+        begin = time.monotonic()
+        for _ in range(100):
+            packages.sgl_kernel.concat_mla_k(*arrays)
+        assert time.monotonic() - begin < 1
+        assert (k == missing).all()
+        daemon.start()
+        k[...] = 1
+        packages.sgl_kernel.concat_mla_k(*arrays)
+        assert (k == missing).all() and client.server()["reconnects"] == 0  # it rests
+        mlacat._client.default._rest_until = 0.0
+        packages.sgl_kernel.concat_mla_k(*arrays)
+        assert (k == 0).all() and client.server()["reconnects"] == 1
 
 
 def test_undo_leaves_what_others_have_replaced(packages, arrays):

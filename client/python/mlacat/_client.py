@@ -8,7 +8,6 @@ import math
 import operator
 import os
 import threading
-import time
 from typing import Any
 
 from . import _dtypes, _functions, _mlacat, _torch
@@ -54,6 +53,7 @@ class Client(_functions.Functions, _mlacat.Client):
 
     # The extension's, not the mixin's.
     _run = _mlacat.Client._run
+    _probe = _mlacat.Client._probe
 
     def __enter__(self) -> Client:
         return self
@@ -111,8 +111,8 @@ class _Default(_functions.Functions):
         self._lock = threading.Lock()
         self._options: dict[str, Any] = {}
         self._client: Client | None = None
-        self._lost: Error | None = None  # why the last attempt failed, and until when that is the answer
-        self._lost_until = 0.0
+        self._failures = 0  # attempts to connect
+        self._failure: Error | None = None  # of the last one
         self.fallback = os.environ.get("MLACAT_FALLBACK", "error")
 
     def configure(self, options: dict[str, Any]) -> None:
@@ -123,15 +123,18 @@ class _Default(_functions.Functions):
 
     def forget(self) -> None:
         with self._lock:
-            client, self._client, self._lost = self._client, None, None
-            self._rests_until = 0.0
+            client, self._client, self._failure = self._client, None, None
+            self._lost, self._rest_seconds = False, 0.0
             self.__dict__.pop("_run", None)
         if client is not None:
             client.close()
 
     def get(self) -> Client:
+        failures = self._failures
         with self._lock:
             if self._client is None:
+                if failures != self._failures and self._failure is not None:
+                    raise self._failure.with_traceback(None)  # of another thread, which this one has waited for
                 self._client = self._connect()
                 self._run = self._client._run  # type: ignore[method-assign]  # one lookup less in each call
             return self._client
@@ -141,15 +144,26 @@ class _Default(_functions.Functions):
             raise PreconditionError(
                 "MLACAT_DISABLE is set: the service is not used", _mlacat.STATUS["FAILED_PRECONDITION"]
             )
-        if self._lost is not None and time.monotonic() < self._lost_until:
-            raise self._lost.with_traceback(None)
         _functions.check_fallback(self.fallback)
         _torch.register()
         try:
             return Client(**self._options)
         except Error as error:
-            self._lost, self._lost_until = error, time.monotonic() + _functions.REST_SECONDS
+            self._failures, self._failure = self._failures + 1, error
             raise
+
+    def is_loss(self, error: Error) -> bool:
+        return error is self._failure or super().is_loss(error)
+
+    def _probe(self, timeout_ms: int, /) -> list[dict[str, Any]]:
+        client = self._client
+        if client is not None:
+            return client._probe(timeout_ms)
+        try:
+            with Client(**{**self._options, "connect_timeout": timeout_ms / 1000}) as client:
+                return client.devices()
+        except Error:
+            return []
 
     def _run(self, rule: int, out: Any, first: Any, second: Any, stream: int | None = None, /) -> None:
         _mlacat.check_arguments(rule, out, first, second)

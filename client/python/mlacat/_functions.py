@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from typing import Any
 
@@ -12,8 +14,21 @@ from ._errors import ArgumentError, ArgumentTypeError, Error, StreamFailed
 # Numbers of the extension's rules.
 K, ABSORB_Q, Q = 0, 1, 2
 FALLBACKS = ("error", "torch")
-# How long calls with a fallback do without the service after it was lost: an attempt may take reconnect_timeout.
+# How long calls with a fallback do without a daemon that was lost before one of them asks whether there is one again:
+# the first time, and at most. An attempt to use the service may take reconnect_timeout; asking takes PROBE_MS at most.
 REST_SECONDS = 1.0
+REST_SECONDS_MOST = 30.0
+PROBE_MS = 20
+
+_rest_lock = threading.Lock()  # of all rests; held for a few instructions
+
+
+def _renew_lock() -> None:
+    global _rest_lock
+    _rest_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def check_fallback(fallback: str) -> str:
@@ -67,7 +82,10 @@ def can_copy(out: Any, stream: int | None) -> bool:
 
 class Functions:
     fallback: str = "error"
-    _rests_until: float = 0.0
+    _lost = False  # the daemon was lost, and has not answered since
+    _rest_seconds = 0.0
+    _rest_until = 0.0
+    _rest_process = 0
 
     def _run(self, rule: int, out: Any, first: Any, second: Any, stream: int | None = None, /) -> None:
         raise NotImplementedError
@@ -75,13 +93,58 @@ class Functions:
     def empty(self, shape: Any, dtype: Any = "bf16") -> Any:
         raise NotImplementedError
 
+    def _probe(self, timeout_ms: int, /) -> list[dict[str, Any]]:
+        """The devices of a daemon that answers within that time; none if none does."""
+        raise NotImplementedError
+
+    def is_loss(self, error: Error) -> bool:
+        return error.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+    def lose(self, error: Error) -> None:
+        """After a call that failed: if it was for want of a daemon, those with a fallback rest from it."""
+        if not self.is_loss(error):
+            return
+        now = time.monotonic()
+        with _rest_lock:
+            if self.is_lost() and now < self._rest_until:
+                return  # another thread's call has found out first
+            is_old = now - self._rest_until > REST_SECONDS_MOST or self._rest_process != os.getpid()
+            self._rest_process = os.getpid()
+            self._rest(now, 0.0 if is_old else self._rest_seconds)
+            self._lost = True
+
+    def is_lost(self) -> bool:
+        if self._rest_process != os.getpid():
+            self._lost = False  # a forked child finds out itself
+        return self._lost
+
+    def _rest(self, now: float, before: float) -> None:
+        self._rest_seconds = min(max(2 * before, REST_SECONDS), REST_SECONDS_MOST)
+        self._rest_until = now + self._rest_seconds
+
+    def rests(self) -> bool:
+        """Whether to do without the service now. After each rest one caller asks for a daemon; others rest on."""
+        if not self.is_lost():
+            return False
+        now = time.monotonic()
+        with _rest_lock:
+            if now < self._rest_until:
+                return True
+            self._rest(now, self._rest_seconds)
+        return not self.ask(PROBE_MS)
+
+    def ask(self, timeout_ms: int) -> list[dict[str, Any]]:
+        """The devices that work, of a daemon that answers within that time; a rest is over then."""
+        devices = [device for device in self._probe(timeout_ms) if device["available"]]
+        if devices:
+            self._lost = False
+        return devices
+
     def _call(self, rule: int, out: Any, first: Any, second: Any, stream: int | None) -> None:
-        if self._rests_until:
-            if time.monotonic() < self._rests_until and can_copy(out, stream):
-                _mlacat.check_arguments(rule, out, first, second)
-                in_process(rule, out, first, second, stream)
-                return
-            self._rests_until = 0.0
+        if self._lost and self.fallback == "torch" and can_copy(out, stream) and self.rests():
+            _mlacat.check_arguments(rule, out, first, second)
+            in_process(rule, out, first, second, stream)
+            return
         try:
             self._run(rule, out, first, second, stream)
         except Error as error:
@@ -93,11 +156,8 @@ class Functions:
         # A wrong argument stays wrong, and a failed stream is news of a call of before, which nobody can repeat.
         if self.fallback != "torch" or isinstance(error, (ArgumentError, StreamFailed)):
             return False
-        if not can_copy(out, stream):
-            return False
-        if error.status == "UNAVAILABLE":
-            self._rests_until = time.monotonic() + REST_SECONDS
-        return True
+        self.lose(error)
+        return can_copy(out, stream)
 
     def _new_output(self, a: Any, b: Any) -> Any:
         for array, name in ((a, "a"), (b, "b")):
@@ -111,11 +171,13 @@ class Functions:
         if hasattr(a, "new_empty"):
             return a.new_empty(shape)
         if hasattr(a, "__array_struct__"):
-            try:
-                return self.empty(shape, a.dtype)
-            except Error:
-                if self.fallback != "torch":
-                    raise
+            if not (self._lost and self.fallback == "torch" and self.rests()):
+                try:
+                    return self.empty(shape, a.dtype)
+                except Error as error:
+                    if self.fallback != "torch":
+                        raise
+                    self.lose(error)
             import numpy
 
             return numpy.empty(shape, a.dtype)

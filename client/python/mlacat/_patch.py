@@ -33,16 +33,19 @@ def _replacement(name: str, fallback: str, original: Function) -> Function:
     import mlacat
 
     ours: Function = getattr(mlacat, name)
+    default = _client.default
 
     @functools.wraps(original)
     def replacement(*args: Any, **keywords: Any) -> Any:
-        if fallback == "original" and _torch.is_compiling():
-            return original(*args, **keywords)  # a program cannot choose another one when it runs
+        # A program that is compiled cannot choose another one when it runs.
+        if fallback == "original" and (_torch.is_compiling() or default._lost and default.rests()):
+            return original(*args, **keywords)
         try:
             return ours(*args, **keywords)
         except Error as error:
             if fallback == "error" or isinstance(error, (ArgumentError, StreamFailed)):
                 raise
+            default.lose(error)
         return original(*args, **keywords)
 
     return replacement

@@ -229,15 +229,11 @@ static PyObject *reclaim(PyObject *object, PyObject *number)
     Py_RETURN_NONE;
 }
 
-static PyObject *devices(PyObject *object, PyObject *Py_UNUSED(none))
+static PyObject *list_devices(struct mlacat_client *connection)
 {
-    struct client *self = (struct client *)object;
     struct mlacat_device_info device = {.size = sizeof(device)};
-    if (client_enter(self) < 0) {
-        return NULL;
-    }
     PyObject *list = PyList_New(0);
-    for (uint32_t i = 0; list != NULL && mlacat_device_info(self->connection, i, &device) == MLACAT_OK; i++) {
+    for (uint32_t i = 0; list != NULL && mlacat_device_info(connection, i, &device) == MLACAT_OK; i++) {
         PyObject *row =
             Py_BuildValue("{s:s,s:s,s:s,s:O,s:s}", "uuid", device.uuid, "kind", device.kind, "name", device.name,
                           "available", device.available ? Py_True : Py_False, "reason", device.reason);
@@ -246,7 +242,39 @@ static PyObject *devices(PyObject *object, PyObject *Py_UNUSED(none))
         }
         Py_XDECREF(row);
     }
+    return list;
+}
+
+static PyObject *devices(PyObject *object, PyObject *Py_UNUSED(none))
+{
+    struct client *self = (struct client *)object;
+    if (client_enter(self) < 0) {
+        return NULL;
+    }
+    PyObject *list = list_devices(self->connection);
     client_leave(self);
+    return list;
+}
+
+/* By a connection of its own: the client's would wait for reconnect_timeout_ms. */
+static PyObject *probe(PyObject *object, PyObject *number)
+{
+    struct mlacat_connect_options options = ((struct client *)object)->options;
+    struct mlacat_client *connection = NULL;
+    options.connect_timeout_ms = (uint32_t)PyLong_AsUnsignedLong(number);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    PyThreadState *thread = PyEval_SaveThread();
+    enum mlacat_status status = mlacat_connect(&options, &connection);
+    PyEval_RestoreThread(thread);
+    if (status != MLACAT_OK) {
+        return PyList_New(0);
+    }
+    PyObject *list = list_devices(connection);
+    thread = PyEval_SaveThread();
+    mlacat_disconnect(connection);
+    PyEval_RestoreThread(thread);
     return list;
 }
 
@@ -279,6 +307,7 @@ static PyMethodDef methods[] = {
     {"_run", METHOD(client_run), METH_FASTCALL, "_run(rule, out, first, second, stream)"},
     {"_alloc", client_alloc, METH_O, "_alloc(bytes): memory of the host device"},
     {"_reclaim", reclaim, METH_O, "_reclaim(microseconds), negative: without end"},
+    {"_probe", probe, METH_O, "_probe(milliseconds): devices() of the daemon that answers by then; [] if none does"},
     {"_held", held, METH_NOARGS, "How many segments and streams the client holds."},
     {"close", close_client, METH_NOARGS,
      "Waits for the ordered calls and ends the connection, or has the last of the other threads' calls do that. Arrays "

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls with a fallback while the daemon is gone: they do not wait for it, and use it again when it is back."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import types
+
+import numpy as np
+import pytest
+
+import mlacat
+from mlacat import _functions
+from test_lifecycle import is_right, run_child, trio
+
+LONG = 3600.0
+
+
+@pytest.fixture
+def rest(monkeypatch):
+    """rest(seconds): how long each rest is."""
+
+    def set_rest(seconds):
+        monkeypatch.setattr(_functions, "REST_SECONDS", seconds)
+        monkeypatch.setattr(_functions, "REST_SECONDS_MOST", seconds)
+
+    return set_rest
+
+
+def seconds_of(function, *arguments, times=1):
+    begin = time.monotonic()
+    for _ in range(times):
+        function(*arguments)
+    return time.monotonic() - begin
+
+
+def call_until(is_true, function, *arguments):
+    deadline = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < deadline
+        function(*arguments)
+
+
+class Faulty(_functions.Functions):
+    """Without a daemon until `devices` has some."""
+
+    fallback = "torch"
+
+    def __init__(self):
+        self.calls, self.probes, self.devices = 0, [], []
+
+    def _run(self, *_):
+        self.calls += 1
+        if not self.devices:
+            raise mlacat.ServiceLost("nobody listens", 14)
+
+    def _probe(self, timeout_ms):
+        self.probes.append(timeout_ms)
+        return self.devices
+
+
+def test_rests_get_longer_and_begin_again(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(_functions, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    client = Faulty()
+    arrays = [np.zeros(shape, np.uint16) for shape in ((2, 4, 192), (2, 4, 128), (2, 1, 64))]
+    client.concat_mla_k(*arrays)
+    for seconds in (1, 2, 4, 8, 16, 30, 30):
+        asked = len(client.probes)
+        now[0] += seconds - 0.01
+        client.concat_mla_k(*arrays)
+        assert len(client.probes) == asked
+        now[0] += 0.02
+        client.concat_mla_k(*arrays)
+        client.concat_mla_k(*arrays)
+        assert client.probes[asked:] == [_functions.PROBE_MS]
+    assert client.calls == 1
+    # A daemon none of whose devices works is no help. One that comes back and goes at once has not earned short rests.
+    now[0] += 31
+    client.devices = [{"available": False}]
+    client.concat_mla_k(*arrays)
+    assert client.calls == 1
+    now[0] += 31
+    client.devices = [{"available": True}]
+    client.concat_mla_k(*arrays)
+    assert client.calls == 2 and not client._lost
+    client.devices = []
+    client.concat_mla_k(*arrays)
+    assert client._rest_seconds == 30
+    client._lost = False
+    now[0] += 61
+    client.concat_mla_k(*arrays)
+    assert client._rest_seconds == 1
+
+
+def test_calls_do_not_wait_for_a_lost_daemon(daemon, rest):
+    rest(LONG)
+    with mlacat.Client(daemon.socket, fallback="torch", reconnect_timeout=0.5) as client:
+        arrays = trio(client)
+        client.concat_mla_k(*arrays)
+        daemon.stop(signal.SIGKILL)
+        assert seconds_of(client.concat_mla_k, *arrays) > 0.4  # it might have come back
+        arrays[0].view(np.uint16)[...] = 0
+        assert seconds_of(client.concat_mla_k, *arrays, times=100) < 1
+        assert is_right(arrays[0])
+        assert seconds_of(client.concat_mla_absorb_q, arrays[1], arrays[1], times=100) < 1
+        daemon.start()
+        client.concat_mla_k(*arrays)
+        assert client.server()["reconnects"] == 0
+
+
+def test_service_is_used_again(daemon, rest):
+    rest(0.01)
+    with mlacat.Client(daemon.socket, fallback="torch", reconnect_timeout=0.5) as client:
+        arrays = trio(client)
+        daemon.stop(signal.SIGKILL)
+        client.concat_mla_k(*arrays)
+        begin = time.monotonic()
+        while time.monotonic() < begin + 0.2:  # through many rests, each with a probe
+            assert seconds_of(client.concat_mla_k, *arrays) < 0.4
+        daemon.start()
+        call_until(lambda: client.server()["reconnects"] == 1, client.concat_mla_k, *arrays)
+        assert not client._lost
+        arrays[0].view(np.uint16)[...] = 0
+        client.concat_mla_k(*arrays)
+        assert is_right(arrays[0])
+
+
+def test_default_client_that_never_connected(daemon, as_default, rest):
+    """A daemon that listens and does not answer costs the whole connect_timeout, but not each time."""
+    rest(0.01)
+    as_default(daemon, fallback="torch", connect_timeout=2.0)
+    arrays = [np.full(shape, 5, np.uint16) for shape in ((3, 4, 192), (3, 4, 128), (3, 1, 64))]
+    daemon.send(signal.SIGSTOP)
+    try:
+        assert seconds_of(mlacat.concat_mla_k, *arrays) > 1.9
+        assert max(seconds_of(mlacat.concat_mla_k, *arrays) for _ in range(20)) < 1.5
+        assert mlacat._client.default._client is None
+    finally:
+        daemon.send(signal.SIGCONT)
+    call_until(lambda: mlacat._client.default._client is not None, mlacat.concat_mla_k, *arrays)
+
+
+def test_threads_share_the_first_wait(daemon, as_default, rest):
+    rest(LONG)
+    as_default(daemon, fallback="torch", connect_timeout=1.0)
+    daemon.send(signal.SIGSTOP)
+    try:
+        trios = [[np.full(shape, 5, np.uint16) for shape in ((3, 4, 192), (3, 4, 128), (3, 1, 64))] for _ in range(6)]
+        threads = [threading.Thread(target=mlacat.concat_mla_k, args=arrays) for arrays in trios]
+        begin = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - begin < 3  # not 6
+        assert mlacat._client.default._rest_seconds == LONG
+    finally:
+        daemon.send(signal.SIGCONT)
+
+
+def test_threads_ask_once_for_all(rest):
+    """Who asks does not keep others waiting."""
+    rest(LONG)
+    client = Faulty()
+    arrays = [np.zeros(shape, np.uint16) for shape in ((2, 4, 192), (2, 4, 128), (2, 1, 64))]
+    client.concat_mla_k(*arrays)
+    asks, may_end = threading.Event(), threading.Event()
+
+    def probe(timeout_ms):
+        asks.set()
+        may_end.wait(20)
+        client.devices = [{"available": True}]
+        return client.devices
+
+    client._probe = probe
+    client._rest_until = 0.0
+    thread = threading.Thread(target=client.concat_mla_k, args=arrays)
+    thread.start()
+    assert asks.wait(20)
+    client.concat_mla_k(*arrays)
+    assert client.calls == 1
+    may_end.set()
+    thread.join()
+    assert client.calls == 2 and not client._lost
+
+
+def test_forked_child_asks_itself(daemon, rest):
+    rest(LONG)
+    with mlacat.Client(daemon.socket, fallback="torch", reconnect_timeout=0.05) as client:
+        arrays = trio(client)
+        daemon.stop(signal.SIGKILL)
+        client.concat_mla_k(*arrays)
+        assert client._lost
+        daemon.start()
+
+        def child():
+            theirs = [np.full(shape, 5, np.uint16) for shape in ((3, 4, 192), (3, 4, 128), (3, 1, 64))]
+            client.concat_mla_k(*theirs)
+            return not client._lost and client.server()["pid"] == daemon.process.pid
+
+        assert run_child(child) == 0
+        assert client._lost
+
+
+def test_without_a_fallback_each_call_tries(daemon):
+    with mlacat.Client(daemon.socket, reconnect_timeout=0.05) as client:
+        arrays = trio(client)
+        client.concat_mla_k(*arrays)
+        daemon.stop(signal.SIGKILL)
+        for _ in range(3):
+            with pytest.raises(mlacat.ServiceLost):
+                client.concat_mla_k(*arrays)
+        daemon.start()
+        call_until(lambda: client.server()["reconnects"] == 1, client.empty, 1)
+        client.concat_mla_k(*arrays)
