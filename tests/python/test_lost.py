@@ -143,6 +143,37 @@ def test_default_client_that_never_connected(daemon, as_default, rest):
     call_until(lambda: mlacat._client.default._client is not None, mlacat.concat_mla_k, *arrays)
 
 
+def test_is_available_asks_the_daemon(daemon, as_default, rest):
+    rest(LONG)
+    as_default(daemon, fallback="torch", reconnect_timeout=0.5)
+    arrays = trio(mlacat.default_client())
+    assert mlacat.is_available("host") and mlacat.supports("concat_mla_q", "fp32", "host")
+    daemon.stop(signal.SIGKILL)
+    assert seconds_of(mlacat.is_available) < 0.4
+    assert not mlacat.is_available() and not mlacat.supports("concat_mla_k")
+    assert mlacat.default_client().supports("concat_mla_k")
+    mlacat.concat_mla_k(*arrays)
+    daemon.start()
+    assert mlacat._client.default._lost
+    assert mlacat.is_available() and mlacat.supports("concat_mla_k")
+    mlacat.concat_mla_k(*arrays)  # who has seen the daemon need not rest from it
+    assert mlacat.default_client().server()["reconnects"] == 1
+
+
+def test_is_available_with_a_daemon_that_does_not_answer(daemon, as_default):
+    as_default(daemon)
+    assert mlacat.is_available()
+    daemon.send(signal.SIGSTOP)
+    try:
+        assert 0.4 < seconds_of(mlacat.is_available) < 1.9
+        assert not mlacat.is_available()
+    finally:
+        daemon.send(signal.SIGCONT)
+    assert mlacat.is_available()
+    mlacat.default_client().close()
+    assert not mlacat.is_available()
+
+
 def test_threads_share_the_first_wait(daemon, as_default, rest):
     rest(LONG)
     as_default(daemon, fallback="torch", connect_timeout=1.0)

@@ -16,6 +16,8 @@ from ._errors import ArgumentError, Error, PreconditionError, StreamFailed
 
 # How long it is waited for the daemon to release memory that was freed.
 RECLAIM_SECONDS = 1.0
+# How long it is waited for a daemon to say that it is there.
+ANSWER_MS = 500
 
 
 def _microseconds(seconds: float) -> int:
@@ -95,13 +97,19 @@ class Client(_functions.Functions, _mlacat.Client):
 
     def supports(self, op: str, dtype: Any = None, device: str | None = None) -> bool:
         """Whether the daemon runs this op ("concat_mla_k", ...) with elements of this dtype on a device that is
-        available: a UUID, a kind ("cuda", "host"), or None for any. Head counts, widths and strides do not matter."""
-        if op not in ("concat_mla_k", "concat_mla_absorb_q", "concat_mla_q"):
-            return False
-        if dtype is not None and _dtypes.name_of(dtype) is None:
-            return False
-        wanted = None if device is None else str(device)
-        return any(row["available"] and wanted in (None, row["uuid"], row["kind"]) for row in self.devices())
+        available: a UUID, a kind ("cuda", "host"), or None for any. Head counts, widths and strides do not matter.
+        As of when the client last connected: the daemon is not asked, and may have gone since."""
+        return _is_known(op, dtype) and _is_among(device, [row for row in self.devices() if row["available"]])
+
+
+def _is_known(op: str, dtype: Any) -> bool:
+    known = op in ("concat_mla_k", "concat_mla_absorb_q", "concat_mla_q")
+    return known and (dtype is None or _dtypes.name_of(dtype) is not None)
+
+
+def _is_among(device: str | None, rows: list[dict[str, Any]]) -> bool:
+    wanted = None if device is None else str(device)
+    return any(wanted in (None, row["uuid"], row["kind"]) for row in rows)
 
 
 class _Default(_functions.Functions):
@@ -210,17 +218,18 @@ def empty_cache(timeout: float | None = RECLAIM_SECONDS) -> bool:
 
 
 def is_available(device: str | None = None) -> bool:
-    """Whether a daemon answers, with a device of this UUID or kind ("cuda", "host"; None: any) that works."""
+    """Whether a daemon answers now, with a device of this UUID or kind ("cuda", "host"; None: any) that works. Connects
+    the default client if there is none. Some 0.2 ms; at once if nobody listens. With a daemon that listens and does not
+    answer it takes 0.5 s, or the client's connect_timeout if that has not connected yet."""
     try:
-        return default.get().supports("concat_mla_k", None, device)
+        closed = default.get().closed
     except Error:
         return False
+    return not closed and _is_among(device, default.ask(ANSWER_MS))
 
 
 def supports(op: str, dtype: Any = None, device: str | None = None) -> bool:
-    """Client.supports of the default client; False without a daemon."""
-    try:
-        return default.get().supports(op, dtype, device)
-    except Error:
-        return False
+    """Whether a daemon answers now that runs this op ("concat_mla_k", ...) with elements of this dtype on a device that
+    works, as is_available() finds out. Head counts, widths and strides do not matter."""
+    return _is_known(op, dtype) and is_available(device)
 
