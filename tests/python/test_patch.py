@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -47,11 +48,16 @@ def arrays(shared_daemon, as_default):
     return client.empty((3, 4, 192)), client.empty((3, 4, 128)), client.empty((3, 1, 64))
 
 
+def callers(patch):
+    """The modules that were changed, but for torch's, where it is installed."""
+    return [name for name in patch.modules if not name.startswith("torch.")]
+
+
 def test_patch_and_undo(packages, arrays):
     k = arrays[0].view(np.uint16)
     with mlacat.patch() as patch:
-        assert patch.modules == ["flashinfer.concat_ops", "sgl_kernel", "sglang.jit_kernel.concat_mla",
-                                 "sglang.srt.forward_mha"]
+        assert callers(patch) == ["flashinfer.concat_ops", "sgl_kernel", "sglang.jit_kernel.concat_mla",
+                                  "sglang.srt.forward_mha"]
         for function in (packages.sglang_jit_kernel_concat_mla.concat_mla_k, packages.sgl_kernel.concat_mla_k,
                          packages.flashinfer_concat_ops.concat_mla_k, packages.sglang_srt_forward_mha.concat):
             k[...] = 1
@@ -107,6 +113,64 @@ def test_patched_functions_do_not_wait_for_a_lost_daemon(packages, daemon, as_de
         assert (k == 0).all() and client.server()["reconnects"] == 1
 
 
+def functions(packages):
+    return [packages.sgl_kernel.concat_mla_k, packages.sglang_jit_kernel_concat_mla.concat_mla_k,
+            packages.sglang_srt_forward_mha.concat, packages.flashinfer_concat_ops.concat_mla_k]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+def test_patches_are_undone_in_any_order(packages, order):
+    patches, tops = [], [original_k]
+    for fallback in ("original", "torch", "torch"):
+        patches.append(mlacat.patch(fallback))
+        tops.append(packages.sgl_kernel.concat_mla_k)
+    standing = {0, 1, 2}
+    for number in order:
+        patches[number].undo()
+        standing.remove(number)
+        top = tops[max(standing, default=-1) + 1]
+        assert all(function is top for function in functions(packages))
+        assert mlacat._client.default.fallback == ("torch" if standing & {1, 2} else "error")
+    assert packages.sgl_kernel.concat_mla_absorb_q is original_q
+
+
+def test_patch_on_a_patch_has_the_original_under_it(packages, arrays):
+    """Not the first one's replacement, which would try the service once more, with its own fallback."""
+    theirs = np.zeros((3, 4, 192), np.uint16), np.zeros((3, 4, 128), np.uint16), np.zeros((3, 1, 64), np.uint16)
+    first = mlacat.patch("error")
+    with mlacat.patch():
+        packages.sgl_kernel.concat_mla_k(*theirs)
+        assert (theirs[0] == 99).all()
+        first.undo()
+        packages.sgl_kernel.concat_mla_k(*arrays)
+        assert (arrays[0].view(np.uint16) == 0).all()
+
+
+def test_warning_when_nothing_was_replaced(monkeypatch, tmp_path):
+    for name in ("sglang", "sgl_kernel", "flashinfer"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mlacat.patch().undo()  # none of them is there
+    monkeypatch.setitem(sys.modules, "flashinfer", types.ModuleType("flashinfer"))
+    with pytest.warns(RuntimeWarning, match="flashinfer cannot be imported or has no concat_mla_k") as caught:
+        mlacat.patch().undo()
+    assert caught[0].filename == __file__
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    monkeypatch.delitem(sys.modules, "sgl_kernel")
+    (tmp_path / "sgl_kernel.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(RuntimeWarning, match="sgl_kernel cannot be imported"):
+        mlacat.patch().undo()
+
+
+def test_no_warning_when_something_was_replaced(packages):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with mlacat.patch(), mlacat.patch():
+            pass
+
+
 def test_undo_leaves_what_others_have_replaced(packages, arrays):
     patch = mlacat.patch()
     packages.sgl_kernel.concat_mla_k = original_q
@@ -143,7 +207,7 @@ def test_packages_that_fail_when_they_are_imported(packages, monkeypatch, tmp_pa
     del packages.flashinfer_concat_ops.concat_mla_k
     packages.flashinfer_concat_ops.__getattr__ = refuse
     with mlacat.patch() as patch:
-        assert patch.modules == ["sglang.jit_kernel.concat_mla", "sglang.srt.forward_mha"]
+        assert callers(patch) == ["sglang.jit_kernel.concat_mla", "sglang.srt.forward_mha"]
 
 
 def test_program_that_is_compiled_has_the_original(packages, arrays, monkeypatch):
@@ -191,6 +255,13 @@ def test_empty_cache_of_torch(packages, fake_torch, monkeypatch):
         assert mlacat.empty_cache(0.5)
         assert cuda.emptied == ["torch", 0.5]
     assert cuda.empty_cache is cuda.memory.empty_cache is packages.sglang_srt_forward_mha.clear is theirs
+    first, second = mlacat.patch(), mlacat.patch()
+    cuda.emptied.clear()
+    cuda.empty_cache()
+    assert cuda.emptied == ["torch", 1.0]
+    first.undo()
+    second.undo()
+    assert cuda.empty_cache is cuda.memory.empty_cache is packages.sglang_srt_forward_mha.clear is theirs
 
 
 def test_empty_cache_without_the_service(fake_torch, as_default):
@@ -202,7 +273,9 @@ def test_empty_cache_without_the_service(fake_torch, as_default):
 def test_without_any_of_the_packages(monkeypatch):
     for name in ("sglang", "sgl_kernel", "flashinfer", "torch", "torch.cuda", "torch.cuda.memory"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert mlacat.patch().modules == []
+    patch = mlacat.patch()
+    patch.undo()
+    assert patch.modules == []
     assert mlacat.empty_cache()
 
 

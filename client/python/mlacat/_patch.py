@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import sys
+import warnings
 from types import ModuleType, TracebackType
 from typing import Any, Callable
 
@@ -65,33 +67,49 @@ class Patch:
     """What mlacat.patch() did: `modules` are the names of the modules that were changed. undo() takes it back."""
 
     def __init__(self, fallback: str) -> None:
-        self._originals: dict[int, tuple[Function, Function]] = {}  # by the id of a replacement: it, and the original
-        self._fallback_before: str | None = None
-        replacements: dict[int, tuple[Function, Function]] = {}  # by the id of an original: it, and the replacement
+        global _fallback_before
+        self._fallback = fallback
+        self._before: dict[int, tuple[Function, Function]] = {}  # by the id of a replacement: it, and what was there
+        replacements: dict[int, tuple[Function, Function]] = {}  # by the id of what was there: it, and the replacement
 
-        def replace(original: Any, make: Callable[[Function], Function]) -> None:
-            if callable(original) and id(original) not in replacements:
-                replacement = make(original)
-                replacements[id(original)] = original, replacement
-                self._originals[id(replacement)] = replacement, original
+        def replace(before: Any, make: Callable[[Function], Function]) -> None:
+            if callable(before) and id(before) not in replacements:
+                replacement = make(_original(before))
+                replacements[id(before)] = before, replacement
+                self._before[id(replacement)] = replacement, before
 
         for source, names in _SOURCES.items():
             module = _import(source)
             for name in names:
                 replace(_get(module, name), functools.partial(_replacement, name, fallback))
+        self._is_of_use = bool(replacements)
         for source in _TORCH:
             replace(_get(sys.modules.get(source), "empty_cache"), _emptying)
         self.modules = _swap(replacements)
         if fallback == "torch":
-            self._fallback_before, _client.default.fallback = _client.default.fallback, "torch"
+            if not _is_lenient():
+                _fallback_before = _client.default.fallback
+            _client.default.fallback = "torch"
+        _standing.append(self)
 
     def undo(self) -> None:
         """Puts the functions back that were there, also in modules that were imported since; but not where somebody
-        else has replaced them."""
-        _swap(self._originals)
-        self._originals.clear()
-        if self._fallback_before is not None:
-            _client.default.fallback, self._fallback_before = self._fallback_before, None
+        else has replaced them. Patches may be undone in any order: the others go on."""
+        if self not in _standing:
+            return
+        _standing.remove(self)
+        _swap(self._before)
+        for other in _standing:
+            for key, (replacement, before) in other._before.items():
+                other._before[key] = replacement, self._get_before(before)
+        self._before.clear()
+        if self._fallback == "torch" and not _is_lenient():
+            _client.default.fallback = _fallback_before
+
+    def _get_before(self, function: Function) -> Function:
+        """What this patch has replaced by the function; the function itself if it is none of its replacements."""
+        replacement, before = self._before.get(id(function), (None, function))
+        return before if replacement is function else function
 
     def __enter__(self) -> Patch:
         return self
@@ -102,12 +120,37 @@ class Patch:
         self.undo()
 
 
+_standing: list[Patch] = []  # made and not undone, in the order in which they were made
+_fallback_before = "error"  # the default client's, before the first of them with fallback="torch"
+
+
+def _is_lenient() -> bool:
+    return any(patch._fallback == "torch" for patch in _standing)
+
+
+def _original(function: Function) -> Function:
+    """What was there before all patches: a replacement does not fall back to one of another patch."""
+    for patch in reversed(_standing):
+        function = patch._get_before(function)
+    return function
+
+
 def _import(name: str) -> ModuleType | None:
     """None also for a module that fails otherwise: packages with kernels look for GPUs and libraries when imported."""
     try:
         return importlib.import_module(name)
     except Exception:  # noqa: BLE001
         return None
+
+
+def _is_here(package: str) -> bool:
+    """Imported, or to be imported."""
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _get(module: ModuleType | None, name: str) -> Any:
@@ -147,10 +190,23 @@ def patch(fallback: str = "original") -> Patch:
 
     fallback: "original" calls the function that was there when the service cannot run a call; "error" raises, and
     "torch" copies in process, as configure(fallback=...). Programs that torch.compile makes take the function that was
-    there with "original", the service's otherwise. Use it in a `with`, or keep it and call undo().
+    there with "original", the service's otherwise. Use it in a `with`, or keep it and call undo(). Of several patches
+    the last one counts.
+
+    Warns (RuntimeWarning) if it has found none of the functions though one of these packages is installed: a version
+    that has moved them, or cannot be imported, would go on without the service unnoticed. Without any of the packages
+    there is nothing to replace, and no warning.
     """
     if fallback not in ("original", *_functions.FALLBACKS):
         _functions.check_fallback(fallback)
     made = Patch(fallback)
+    packages = [name for name in dict.fromkeys(source.partition(".")[0] for source in _SOURCES) if _is_here(name)]
+    if packages and not made._is_of_use:
+        warnings.warn(
+            f"mlacat.patch() has replaced nothing: {', '.join(packages)} cannot be imported or has no concat_mla_k or "
+            f"concat_mla_absorb_q in {', '.join(_SOURCES)}; import them from mlacat where they are called",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     _torch.register()
     return made
