@@ -279,6 +279,86 @@ def test_without_any_of_the_packages(monkeypatch):
     assert mlacat.empty_cache()
 
 
+class Library:
+    """torch.library.Library, with what was defined."""
+
+    def __init__(self, name, kind):
+        self.defined = {}
+
+    def define(self, schema, *, tags=()):
+        self.defined[schema.partition("(")[0]] = tags
+
+    def impl(self, name, function, key):
+        assert name in self.defined
+
+
+@pytest.fixture
+def late_torch(fake_torch, monkeypatch):
+    """A torch that the package has not seen so far."""
+    fake_torch.library = types.SimpleNamespace(Library=Library, register_fake=lambda name, function, lib: None)
+    fake_torch.compiler = types.SimpleNamespace(is_compiling=lambda: False)
+    monkeypatch.setattr(mlacat._torch, "_library", None)
+    monkeypatch.setattr(mlacat._torch, "is_compiling", mlacat._torch.is_compiling)
+    return fake_torch
+
+
+class TensorMethods:
+    dtype, is_cuda = "torch.bfloat16", False
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+    def stride(self):
+        return tuple(stride // self.array.itemsize for stride in self.array.strides)
+
+
+@pytest.fixture
+def tensors(arrays):
+    """Of a class of their own: the extension remembers those that it has met."""
+    return list(map(type("Tensor", (TensorMethods,), {"__module__": "torch"}), arrays))
+
+
+@pytest.mark.parametrize("by", ["is_available", "default_client", "patch", "a tensor", "a tensor without a daemon"])
+def test_torch_that_is_imported_late_gets_its_ops(arrays, tensors, packages, late_torch, as_default, by):
+    if by == "a tensor":
+        mlacat.concat_mla_k(*tensors)
+        assert (arrays[0].view(np.uint16) == 0).all()
+    elif by == "patch":
+        mlacat.patch().undo()
+    elif by == "a tensor without a daemon":
+        as_default("/nowhere/socket")
+        with pytest.raises(mlacat.ServiceLost):
+            mlacat.concat_mla_k(*tensors)
+    else:
+        getattr(mlacat, by)()
+    library = mlacat._torch._library
+    assert sorted(library.defined) == ["concat_mla_absorb_q", "concat_mla_k", "concat_mla_q"]
+    assert mlacat._torch.is_compiling is late_torch.compiler.is_compiling
+    assert mlacat.register_torch_ops() and mlacat._torch._library is library
+
+
+def test_ops_are_not_for_cuda_graphs(late_torch):
+    assert mlacat.register_torch_ops()
+    assert set(mlacat._torch._library.defined.values()) == {()}
+    late_torch.Tag = types.SimpleNamespace(cudagraph_unsafe="unsafe")
+    mlacat._torch._library = None
+    assert mlacat.register_torch_ops()
+    assert set(mlacat._torch._library.defined.values()) == {("unsafe",)}
+
+
+def test_ops_that_cannot_be_defined(arrays, tensors, late_torch, monkeypatch):
+    """The call that has found torch goes on without them."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda said: told.append(said.exc_type))
+    late_torch.library.Library = None
+    mlacat.concat_mla_k(*tensors)
+    assert (arrays[0].view(np.uint16) == 0).all()
+    assert told == [TypeError]
+
+
 @pytest.mark.parametrize("missing", ["register_fake", "is_compiling"])
 def test_torch_that_is_too_old_for_the_ops(fake_torch, monkeypatch, missing):
     """The package works without them: importing it must not fail."""

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -73,6 +76,35 @@ def test_opcheck(tensors):
     torch.library.opcheck(ops.concat_mla_k, (k, k_nope, k_rope))
     torch.library.opcheck(ops.concat_mla_absorb_q, (k_nope, k_nope))
     torch.library.opcheck(ops.concat_mla_q, (k_nope, k_nope, torch.empty(3, 4, 256, dtype=k.dtype)))
+
+
+def test_ops_are_not_for_cuda_graphs(tensors):
+    tag = getattr(torch.Tag, "cudagraph_unsafe", None)
+    if tag is None:
+        pytest.skip("this torch has no such tag")
+    for name in ("concat_mla_k", "concat_mla_absorb_q", "concat_mla_q"):
+        assert tag in getattr(torch.ops.mlacat, name).default.tags
+
+
+LATE = """
+import sys
+import mlacat
+mlacat.configure(socket=sys.argv[1], fallback="torch")
+assert mlacat.is_available() and "torch" not in sys.modules
+import torch
+{}
+assert torch.ops.mlacat.concat_mla_k.default is not None
+def function(a):
+    return mlacat.concat_mla_absorb_q(a, a)
+a = torch.ones(2, 3, 4)
+assert torch.equal(torch.compile(function, backend="aot_eager", fullgraph=True)(a), torch.ones(2, 3, 8))
+"""
+
+
+@pytest.mark.parametrize("way", ["mlacat.is_available()", "mlacat.patch()", "mlacat.default_client()",
+                                 "mlacat.concat_mla_absorb_q(torch.ones(2, 4), torch.ones(2, 4))"])
+def test_torch_that_is_imported_after_the_client_has_connected(shared_daemon, way):
+    subprocess.run([sys.executable, "-c", LATE.format(way), shared_daemon.socket], check=True)
 
 
 def test_dtypes(tensors):

@@ -58,7 +58,8 @@ def concat_mla_q(ql_nope: Any, q_pe: Any, q_out: Any, *, stream: int | None = No
 
 def register_torch_ops() -> bool:
     """Makes the functions known to torch.compile and torch.export. Happens by itself when torch was imported before
-    this package or the first call; False if it is not imported."""
+    this package, else with patch(), is_available(), default_client() or the first call on a tensor; False if torch is
+    not imported."""
     return _torch.register()
 
 

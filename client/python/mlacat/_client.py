@@ -138,6 +138,7 @@ class _Default(_functions.Functions):
             client.close()
 
     def get(self) -> Client:
+        _torch.register()
         failures = self._failures
         with self._lock:
             if self._client is None:
@@ -153,7 +154,6 @@ class _Default(_functions.Functions):
                 "MLACAT_DISABLE is set: the service is not used", _mlacat.STATUS["FAILED_PRECONDITION"]
             )
         _functions.check_fallback(self.fallback)
-        _torch.register()
         try:
             return Client(**self._options)
         except Error as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from typing import Any, ContextManager
 
 _LEGACY_DEFAULT_STREAMS = (0, 1)  # cudaStreamLegacy is 1
@@ -17,25 +18,40 @@ def is_compiling() -> bool:
 
 
 _library: Any = None  # torch.library.Library: the ops live as long as it does
+_registering = threading.Lock()
 
 
 def register() -> bool:
     """Defines torch.ops.mlacat, for torch.compile and torch.export. False: torch is not imported, or cannot do it."""
-    global _library, is_compiling
-    torch: Any = sys.modules.get("torch")
     if _library is not None:
         return True
+    torch: Any = sys.modules.get("torch")
     if not hasattr(getattr(torch, "library", None), "register_fake"):
         return False  # being imported, or before 2.4
     if not hasattr(getattr(torch, "compiler", None), "is_compiling"):
         return False
+    if not _registering.acquire(blocking=False):
+        return False  # another thread does it
+    try:
+        if _library is None:
+            _define(torch)
+    finally:
+        _registering.release()
+    return True
+
+
+def _define(torch: Any) -> None:
+    global _library, is_compiling
     from . import _client
 
     default = _client.default
     library = torch.library.Library("mlacat", "DEF")
-    library.define("concat_mla_k(Tensor(a!) k, Tensor k_nope, Tensor k_rope) -> ()")
-    library.define("concat_mla_absorb_q(Tensor a, Tensor b) -> Tensor")
-    library.define("concat_mla_q(Tensor ql_nope, Tensor q_pe, Tensor(a!) q_out) -> ()")
+    # A call cannot be captured: with the tag torch.compile(mode="reduce-overhead") leaves it out of its graphs.
+    unsafe = getattr(getattr(torch, "Tag", None), "cudagraph_unsafe", None)
+    tags = () if unsafe is None else (unsafe,)
+    library.define("concat_mla_k(Tensor(a!) k, Tensor k_nope, Tensor k_rope) -> ()", tags=tags)
+    library.define("concat_mla_absorb_q(Tensor a, Tensor b) -> Tensor", tags=tags)
+    library.define("concat_mla_q(Tensor ql_nope, Tensor q_pe, Tensor(a!) q_out) -> ()", tags=tags)
 
     def absorb_q(a: Any, b: Any) -> Any:
         return default.concat_mla_absorb_q(a, b)
@@ -56,7 +72,6 @@ def register() -> bool:
     torch.library.register_fake("mlacat::concat_mla_q", fake_nothing, lib=library)
     _library = library
     is_compiling = torch.compiler.is_compiling
-    return True
 
 
 def ops() -> Any:

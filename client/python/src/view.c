@@ -242,6 +242,18 @@ static bool is_torch_type(PyTypeObject *type)
     return is;
 }
 
+/* torch may have been imported after this package: its first tensor tells. */
+static void register_torch_ops(PyObject *object)
+{
+    PyObject *module = PyImport_ImportModule("mlacat._torch");
+    PyObject *result = module == NULL ? NULL : PyObject_CallMethod(module, "register", NULL);
+    if (result == NULL) {
+        PyErr_WriteUnraisable(object); /* the call itself does not need them */
+    }
+    Py_XDECREF(result);
+    Py_XDECREF(module);
+}
+
 static struct view_kind find_kind(struct view_kinds *kinds, PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
@@ -251,9 +263,13 @@ static struct view_kind find_kind(struct view_kinds *kinds, PyObject *object)
         }
     }
     struct view_kind found = {.type = type, .exchange = exchange_of(type)};
+    bool is_torch = is_torch_type(type);
+    if (is_torch) {
+        register_torch_ops((PyObject *)type);
+    }
     if (found.exchange != NULL) {
         found.reader = VIEW_EXCHANGE;
-    } else if (is_torch_type(type)) {
+    } else if (is_torch) {
         found.reader = VIEW_TORCH;
     } else if (has(object, "__array_struct__")) {
         found.reader = VIEW_NUMPY;
