@@ -98,6 +98,23 @@ def test_producers_learn_the_stream(gpu, gpu_client):
     assert [array.lent for array in trio.arrays] == [0] * 3
 
 
+def test_producers_learn_the_stream_of_the_first_call_too(gpu, gpu_daemon, as_default):
+    as_default(gpu_daemon)
+    trio, stream = Trio(gpu.alloc(Trio.BYTES)), gpu.stream()
+    mlacat.concat_mla_k(*trio.arrays, stream=stream)
+    gpu.synchronize(stream)
+    assert trio.is_right()
+    assert {number for array in trio.arrays for number in array.streams} == {stream}
+
+
+def test_options_that_are_set_tell_of_a_failed_stream(gpu, gpu_daemon, as_default):
+    as_default(gpu_daemon)
+    make_it_fail(gpu, mlacat.default_client(), gpu.stream())
+    with pytest.raises(mlacat.StreamFailed):
+        mlacat.configure(socket=gpu_daemon.socket, fallback="torch")
+    assert mlacat.default_client().fallback == "torch"
+
+
 def test_current_stream_of_the_exchange_table(gpu, gpu_client):
     streams = [gpu.stream(), gpu.stream()]
     asked = []

@@ -301,6 +301,9 @@ def test_default_client_without_a_daemon(as_default, monkeypatch):
     arrays = [np.full(shape, 5, np.uint16) for shape in ((3, 4, 192), (3, 4, 128), (3, 1, 64))]
     with pytest.raises(mlacat.ServiceLost):
         mlacat.concat_mla_k(*arrays)
+    mlacat.concat_mla_k(*(array[:0] for array in arrays))  # nothing to do
+    with pytest.raises(mlacat.ArgumentError):
+        mlacat.concat_mla_k(arrays[0][:0], arrays[1][:0], arrays[1][:0])
     mlacat.configure(socket="/nowhere/socket", fallback="torch")
     arrays[2][...] = 6
     mlacat.concat_mla_k(*arrays)

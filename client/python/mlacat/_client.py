@@ -125,9 +125,8 @@ class _Default(_functions.Functions):
 
     def configure(self, options: dict[str, Any]) -> None:
         fallback = _functions.check_fallback(options.get("fallback") or os.environ.get("MLACAT_FALLBACK", "error"))
-        self.forget()
-        self._options = options
-        self.fallback = fallback
+        self._options, self.fallback = options, fallback
+        self.forget()  # last: it may have to tell of a call that failed
 
     def forget(self) -> None:
         with self._lock:
@@ -174,8 +173,8 @@ class _Default(_functions.Functions):
             return []
 
     def _run(self, rule: int, out: Any, first: Any, second: Any, stream: int | None = None, /) -> None:
-        _mlacat.check_arguments(rule, out, first, second)
-        self.get()._run(rule, out, first, second, stream)
+        if not _mlacat.check_arguments(rule, out, first, second, stream):  # else there is nothing to do
+            self.get()._run(rule, out, first, second, stream)
 
     def empty(self, shape: Any, dtype: Any = "bf16") -> Any:
         return self.get().empty(shape, dtype)

@@ -142,7 +142,7 @@ class Functions:
 
     def _call(self, rule: int, out: Any, first: Any, second: Any, stream: int | None) -> None:
         if self._lost and self.fallback == "torch" and can_copy(out, stream) and self.rests():
-            _mlacat.check_arguments(rule, out, first, second)
+            _mlacat.check_arguments(rule, out, first, second, stream)
             in_process(rule, out, first, second, stream)
             return
         try:

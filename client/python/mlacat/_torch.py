@@ -108,12 +108,3 @@ def current_stream(device: int) -> int:
     """For the extension: the current CUDA stream of a device as a number."""
     torch = sys.modules["torch"]
     return int(torch.cuda.current_stream(device).cuda_stream)
-
-
-def is_capturing(device: int) -> bool:
-    """For the extension: whether torch captures a graph on the current stream of a device."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return False
-    with torch.cuda.device(device):
-        return bool(torch.cuda.is_current_stream_capturing())
