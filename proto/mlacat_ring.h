@@ -38,8 +38,8 @@
  * How a client sleeps: mlacat_ring_wait(client, 1); if complete_tail is still the index up to which it has read:
  * FUTEX_WAIT for that value on complete_tail, without FUTEX_PRIVATE_FLAG; mlacat_ring_wait(client, 0); looks again,
  * for it may be woken with no news. Nobody is woken when the connection ends: a client sleeps with a timeout and then
- * looks whether its socket has ended, or Welcome's pidfd. One that submits after a pause may look there too, or, without
- * a system call, when the worker looked into the ring last (mlacat_ring_looked).
+ * looks whether its socket has ended, or Welcome's pidfd. One that submits after a pause may look there too, or,
+ * without a system call, when the worker looked into the ring last (mlacat_ring_looked).
  *
  * No wake-up is lost, in either direction: the one who has news stores it and then looks whether the other sleeps; the
  * one who goes to sleep says so and then looks for news. A full fence stands between the store and the look on both
@@ -90,8 +90,8 @@ static inline int mlacat_ring_daemon_slept(const struct mlacat_ring_daemon *daem
     return __atomic_load_n(&daemon->sleeping, __ATOMIC_RELAXED) != 0;
 }
 
-/* The time of a look of the worker's: the daemon was there then. Pairs with mlacat_ring_look, to which it owes no order:
- * it says nothing of other words. */
+/* The time of a look of the worker's: the daemon was there then. Pairs with mlacat_ring_look, to which it owes no
+ * order: it says nothing of other words. */
 static inline uint64_t mlacat_ring_looked(const struct mlacat_ring_daemon *daemon)
 {
     return __atomic_load_n(&daemon->looked_ns, __ATOMIC_RELAXED);

@@ -420,8 +420,8 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * later submit, and mlacat_stream_status, returns the code and the message of the first one that did; nothing is ever
  * repeated. The same with UNAVAILABLE when the daemon goes away: the CUDA stream is let go on when the daemon has
  * exited. The content of outputs is undefined then. mlacat_disconnect and the close of a failed stream let it go on,
- * too. A daemon that ends the connection and lives on, and mlacat_disconnect with calls that wait for their CUDA stream,
- * have 2 s for what the daemon has launched; then the CUDA stream goes on.
+ * too. A daemon that ends the connection and lives on, and mlacat_disconnect with calls that wait for their CUDA
+ * stream, have 2 s for what the daemon has launched; then the CUDA stream goes on.
  *
  * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
  * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one; this process
@@ -436,8 +436,8 @@ MLACAT_API enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stre
 /*
  * Whether `cu_stream` is being captured into a graph, where no call can be ordered on it: *capturing is 1 or 0. For
  * programs that register memory and open streams when a first call needs them, to ask before. `pointer` is GPU memory
- * of the call, whose device says what a stream without a handle (NULL) is. INVALID_ARGUMENT: it is none, or this process
- * does not use CUDA; FAILED_PRECONDITION: the CUDA driver is too old; INTERNAL: it failed.
+ * of the call, whose device says what a stream without a handle (NULL) is. INVALID_ARGUMENT: it is none, or this
+ * process does not use CUDA; FAILED_PRECONDITION: the CUDA driver is too old; INTERNAL: it failed.
  */
 MLACAT_API enum mlacat_status mlacat_is_capturing(const void *pointer, void *cu_stream, int *capturing);
 

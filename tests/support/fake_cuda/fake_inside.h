@@ -20,6 +20,7 @@
 #include "fake_cuda.h"
 
 #define FAKE_DEVICES_MAX 8
+#define FAKE_WAIT_EQUAL 1 /* CUstreamWaitValue_flags; 0 is greater or equal */
 #define FAKE_RULES_MAX 16
 #define FAKE_GRAIN ((size_t)2 << 20)
 #define FAKE_PACE_NS 10000000
@@ -250,6 +251,10 @@ int fake_run_copy(const struct fake_op *op);
 bool fake_streams_idle(void);
 /* A kernel was launched, or has run. */
 void fake_note_kernel(void);
+/* What a client means by NULL too: the default one of the current context. */
+int fake_stream_find(struct cuda_stream **stream);
+/* A daemon must not make a stream wait. */
+void fake_check_may_wait(const char *call);
 /* Puts a copy of `op` on a stream. */
 int fake_stream_add(struct cuda_stream *stream, const struct fake_op *op);
 

@@ -11,7 +11,6 @@
 #include "fake_inside.h"
 
 #define LOOK_NS 20000
-#define WAIT_EQUAL 1 /* CUstreamWaitValue_flags; 0 is greater or equal */
 
 /* ---- running ---- */
 
@@ -43,10 +42,10 @@ static bool is_satisfied(const struct fake_op *op)
     }
     if (op->kind == OP_WAIT_64) {
         uint64_t value = __atomic_load_n((const uint64_t *)word, __ATOMIC_ACQUIRE);
-        return op->flags == WAIT_EQUAL ? value == op->value : (int64_t)(value - op->value) >= 0;
+        return op->flags == FAKE_WAIT_EQUAL ? value == op->value : (int64_t)(value - op->value) >= 0;
     }
     uint32_t value = __atomic_load_n((const uint32_t *)word, __ATOMIC_ACQUIRE);
-    return op->flags == WAIT_EQUAL ? value == (uint32_t)op->value : (int32_t)(value - (uint32_t)op->value) >= 0;
+    return op->flags == FAKE_WAIT_EQUAL ? value == (uint32_t)op->value : (int32_t)(value - (uint32_t)op->value) >= 0;
 }
 
 /* A kernel that looks at a word itself, for a time. */
@@ -277,7 +276,7 @@ static bool is_stream(const struct cuda_stream *stream)
 }
 
 /* What a client means by NULL too. */
-static int find_stream(struct cuda_stream **stream)
+int fake_stream_find(struct cuda_stream **stream)
 {
     if (*stream) {
         return is_stream(*stream) ? CUDA_RESULT_OK : CUDA_RESULT_INVALID_HANDLE;
@@ -289,7 +288,7 @@ static int find_stream(struct cuda_stream **stream)
 void fake_cuda_capture(struct cuda_stream *stream, bool capturing)
 {
     pthread_mutex_lock(&fake.lock);
-    if (find_stream(&stream) == CUDA_RESULT_OK) {
+    if (fake_stream_find(&stream) == CUDA_RESULT_OK) {
         stream->capturing = capturing;
     }
     pthread_mutex_unlock(&fake.lock);
@@ -343,7 +342,7 @@ int fake_cuStreamIsCapturing(struct cuda_stream *stream, int *status)
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    result = find_stream(&stream);
+    result = fake_stream_find(&stream);
     if (result != CUDA_RESULT_OK) {
         return fake_leave(result);
     }
@@ -357,7 +356,7 @@ int fake_cuStreamGetId(struct cuda_stream *stream, unsigned long long *id)
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    result = find_stream(&stream);
+    result = fake_stream_find(&stream);
     if (result != CUDA_RESULT_OK) {
         return fake_leave(result);
     }
@@ -371,7 +370,7 @@ int fake_cuStreamGetCtx(struct cuda_stream *stream, struct cuda_context **contex
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    result = find_stream(&stream);
+    result = fake_stream_find(&stream);
     if (result != CUDA_RESULT_OK) {
         return fake_leave(result);
     }
@@ -398,7 +397,7 @@ int fake_cuStreamSynchronize(struct cuda_stream *stream)
         return result;
     }
     check_may_block("cuStreamSynchronize");
-    while (find_stream(&stream) == CUDA_RESULT_OK && stream->ops && fake.sticky == 0) {
+    while (fake_stream_find(&stream) == CUDA_RESULT_OK && stream->ops && fake.sticky == 0) {
         pthread_cond_wait(&fake.moved, &fake.lock);
     }
     return fake_leave(fake.sticky);
@@ -475,86 +474,11 @@ int fake_cuLaunchKernelEx(const struct cuda_launch_config *config, struct cuda_f
     return fake_leave(launch(config->stream, function, config->grid_x, config->block_x, parameters));
 }
 
-int fake_cuStreamWriteValue64(struct cuda_stream *stream, cuda_address address, uint64_t value, unsigned int flags)
-{
-    int result = fake_enter_context(CALL_cuStreamWriteValue64);
-    if (result != CUDA_RESULT_OK) {
-        return result;
-    }
-    if (!is_stream(stream) || address % sizeof(value) != 0 || !fake_reach(address, sizeof(value)) || flags != 0) {
-        return fake_leave(CUDA_RESULT_INVALID_VALUE);
-    }
-    struct fake_op op = {.kind = OP_WRITE_64, .address = address, .value = value};
-    result = add(stream, &op);
-    return fake_leave(result);
-}
-
-static void check_may_wait(const char *call)
+void fake_check_may_wait(const char *call)
 {
     if (fake.behaviour.daemon) {
         fake_break("%s: a pending wait holds a hardware connection, and a client can make it last", call);
     }
-}
-
-int fake_cuStreamWaitValue64(struct cuda_stream *stream, cuda_address address, uint64_t value, unsigned int flags)
-{
-    int result = fake_enter_context(CALL_cuStreamWaitValue64);
-    if (result != CUDA_RESULT_OK) {
-        return result;
-    }
-    check_may_wait("cuStreamWaitValue64");
-    if (!is_stream(stream) || address % sizeof(value) != 0 || !fake_reach(address, sizeof(value)) ||
-        flags > WAIT_EQUAL) {
-        return fake_leave(CUDA_RESULT_INVALID_VALUE);
-    }
-    struct fake_op op = {.kind = OP_WAIT_64, .address = address, .value = value, .flags = flags};
-    result = add(stream, &op);
-    return fake_leave(result);
-}
-
-/* All or nothing, as far as the arguments go. */
-int fake_cuStreamBatchMemOp(struct cuda_stream *stream, unsigned int nr, struct fake_word_op *ops, unsigned int flags)
-{
-    int result = fake_enter_context(CALL_cuStreamBatchMemOp);
-    if (result != CUDA_RESULT_OK) {
-        return result;
-    }
-    bool good = find_stream(&stream) == CUDA_RESULT_OK && flags == 0 && nr > 0;
-    for (unsigned i = 0; good && i < nr; i++) {
-        good = (ops[i].operation == FAKE_WORD_WAIT || ops[i].operation == FAKE_WORD_WRITE) &&
-               ops[i].address % sizeof(uint64_t) == 0 && fake_reach(ops[i].address, sizeof(uint64_t)) &&
-               ops[i].flags <= (ops[i].operation == FAKE_WORD_WAIT ? WAIT_EQUAL : 0);
-        if (ops[i].operation == FAKE_WORD_WAIT) {
-            check_may_wait("cuStreamBatchMemOp");
-        }
-    }
-    if (!good) {
-        return fake_leave(CUDA_RESULT_INVALID_VALUE);
-    }
-    for (unsigned i = 0; i < nr && result == CUDA_RESULT_OK; i++) {
-        struct fake_op op = {.kind = ops[i].operation == FAKE_WORD_WAIT ? OP_WAIT_64 : OP_WRITE_64,
-                             .address = ops[i].address,
-                             .value = ops[i].value,
-                             .flags = ops[i].flags};
-        result = add(stream, &op);
-    }
-    return fake_leave(result);
-}
-
-int fake_cuStreamWaitValue32(struct cuda_stream *stream, cuda_address address, uint32_t value, unsigned int flags)
-{
-    int result = fake_enter_context(CALL_cuStreamWaitValue32);
-    if (result != CUDA_RESULT_OK) {
-        return result;
-    }
-    check_may_wait("cuStreamWaitValue32");
-    if (!is_stream(stream) || address % sizeof(value) != 0 || !fake_reach(address, sizeof(value)) ||
-        flags > WAIT_EQUAL) {
-        return fake_leave(CUDA_RESULT_INVALID_VALUE);
-    }
-    struct fake_op op = {.kind = OP_WAIT_32, .address = address, .value = value, .flags = flags};
-    result = add(stream, &op);
-    return fake_leave(result);
 }
 
 int fake_cuEventRecord(struct cuda_event *event, struct cuda_stream *stream)
@@ -584,7 +508,7 @@ int fake_cuStreamWaitEvent(struct cuda_stream *stream, struct cuda_event *event,
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    check_may_wait("cuStreamWaitEvent");
+    fake_check_may_wait("cuStreamWaitEvent");
     return fake_leave(RESULT_NOT_SUPPORTED);
 }
 
@@ -594,7 +518,7 @@ int fake_cuLaunchHostFunc(struct cuda_stream *stream, void (*function)(void *dat
     if (result != CUDA_RESULT_OK) {
         return result;
     }
-    check_may_wait("cuLaunchHostFunc");
+    fake_check_may_wait("cuLaunchHostFunc");
     if (!is_stream(stream)) {
         return fake_leave(CUDA_RESULT_INVALID_VALUE);
     }
@@ -618,7 +542,7 @@ struct fake_cuda_live fake_cuda_live(void)
         live.registered += range->kind == RANGE_HOST;
     }
     for (const struct cuda_stream *stream = fake.streams; stream; stream = stream->next) {
-        live.streams += !stream->destroyed;
+        live.streams += !stream->destroyed && !stream->is_default;
         for (const struct fake_op *op = stream->ops; op; op = op->next) {
             live.pending++;
         }
