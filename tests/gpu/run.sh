@@ -242,7 +242,7 @@ serve() { # as step
 measure() {
     step show "bench kernels" 120 bench_cuda_kernel . 9
     step show "bench start" 120 bench_start
-    serve show "bench calls" 200 mlacatctl bench
+    serve show "bench calls" 200 mlacatctl bench --histogram "$out/${mode}_latency.json"
     serve show "doctor" 60 mlacatctl doctor
     if python3 -c 'import torch' 2>/dev/null; then
         if $python; then

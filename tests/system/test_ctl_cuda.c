@@ -144,6 +144,35 @@ static void test_ctl_cuda_bench_of_stream_ordered_calls(void **state)
     json_decref(rows);
 }
 
+static json_int_t gated_calls(const char *socket)
+{
+    expect(socket, "stats --json", DONE);
+    json_t *stats = parse_out();
+    const json_t *device = json_array_get(json_object_get(stats, "devices"), 0);
+    json_int_t gated = json_integer_value(json_object_get(device, "gated_calls"));
+    json_int_t armed = json_integer_value(json_object_get(device, "armed_calls"));
+    REQUIRE(json_is_integer(json_object_get(device, "armed_lapses")) && armed <= gated, "%.400s", out);
+    json_decref(stats);
+    return gated;
+}
+
+/* A table of them is shown once there were any, with their number. */
+static void test_ctl_cuda_stats_of_stream_ordered_calls(void **state)
+{
+    const struct server *server = *state;
+    char number[32];
+    assert_int_equal(gated_calls(server->socket), 0);
+    expect(server->socket, "stats", DONE);
+    assert_null(strstr(out, "stream-ordered"));
+    expect(server->socket, "bench --quick --filter order.single", DONE);
+    bool measured = strstr(out, "without nvcc") == NULL;
+    json_int_t gated = gated_calls(server->socket);
+    REQUIRE((gated > 0) == measured, "%ld stream-ordered calls", (long)gated);
+    expect(server->socket, "stats", DONE);
+    snprintf(number, sizeof(number), " %ld ", (long)gated);
+    assert_true((strstr(out, "stream-ordered") && strstr(out, number)) == measured);
+}
+
 static void test_ctl_cuda_rows_of_the_host_say_why_not(void **state)
 {
     const struct server *server = *state;
@@ -184,6 +213,7 @@ int main(void)
         WITH_GPU(test_ctl_cuda_bench_has_every_row),
         WITH_GPU(test_ctl_cuda_bench_of_the_ring),
         WITH_GPU(test_ctl_cuda_bench_of_stream_ordered_calls),
+        WITH_GPU(test_ctl_cuda_stats_of_stream_ordered_calls),
         WITH_GPU(test_ctl_cuda_rows_of_the_host_say_why_not),
         WITH_GPU(test_ctl_cuda_client_without_the_gpu),
     };
