@@ -115,7 +115,7 @@ struct mlacat_ring_daemon {
     MLACAT_ABI_ALIGN(128) uint32_t sleeping;      /* daemon: 1 when the worker must be woken through the doorbell */
     uint32_t reserved;
     uint64_t looked_ns; /* daemon: when, by CLOCK_MONOTONIC, the worker looked into the ring, to 100 us, while it does
-                           not sleep or work on a call; 0: never yet */
+                           not sleep or work on a call; 0: never yet, or no more */
     /* device: sequence number of the last call whose output is written. All calls up to it have ended, and those that
      * failed are counted in `failed`. A call that failed moves it only with MLACAT_RING_SUBMIT_DONE, a request to
      * cancel never; the next call that ends OK moves it past them. */

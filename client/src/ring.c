@@ -123,7 +123,7 @@ static enum mlacat_status check_stream(const struct mlacat_stream *stream, struc
  * one that does not tell. */
 static bool has_just_looked(const struct ring *ring, int64_t now)
 {
-    int64_t ago = now - (int64_t)mlacat_ring_looked(ring->daemon);
+    int64_t ago = (int64_t)((uint64_t)now - mlacat_ring_looked(ring->daemon));
     return ago < RING_PAUSE_NS && ago > -RING_PAUSE_NS;
 }
 

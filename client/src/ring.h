@@ -25,7 +25,7 @@
 
 /* How often a thread that waits looks whether the connection still is there. */
 #define RING_CHECK_NS (20 * INT64_C(1000000))
-/* A submit after so long without one looks too, but where the worker has looked into the ring since. */
+/* A submit after so long without one looks too, unless the worker has looked into the ring no longer ago than this. */
 #define RING_PAUSE_NS INT64_C(500000)
 
 /* The request to cancel a call that is under way: one at a time. */

@@ -325,6 +325,9 @@ static void look(struct worker *worker, struct ring_stream *ring)
 {
     struct stream *stream = ring->stream;
     enum ring_order order = (enum ring_order)atomic_load_explicit(&ring->order, memory_order_acquire);
+    if (order != RING_GO_ON) {
+        mlacat_ring_look(ring->ring.daemon, 0); /* nobody is to rely on it any more */
+    }
     if (order == RING_DROP) {
         ring->unreadable = true; /* else what is left in it would count as news, and keep the worker from its naps */
         drop_queue(worker, stream);
@@ -383,7 +386,10 @@ void ring_streams_tell_look(struct worker *worker, uint64_t now_ns)
     }
     worker->told_look_ns = now_ns;
     for (struct list_node *node = worker->rings.next; node != &worker->rings; node = node->next) {
-        mlacat_ring_look(LIST_ENTRY(node, struct ring_stream, link)->ring.daemon, now_ns);
+        struct ring_stream *ring = LIST_ENTRY(node, struct ring_stream, link);
+        if (atomic_load_explicit(&ring->order, memory_order_relaxed) == RING_GO_ON) {
+            mlacat_ring_look(ring->ring.daemon, now_ns);
+        }
     }
 }
 

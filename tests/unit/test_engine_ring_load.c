@@ -359,6 +359,19 @@ static void test_engine_ring_tells_that_it_looks(void **state)
     }
 }
 
+/* The client of a stream that ends is not to rely on the word any more, however lately it was true. */
+static void test_engine_ring_tells_no_more_at_the_end(void **state)
+{
+    (void)state;
+    send_calls(1, 1, 0);
+    TURN_UNTIL(paper.launched == 1 && mlacat_ring_looked(daemon_page) != 0);
+    stream_drop_ring(stream);
+    TURN_UNTIL(mlacat_ring_looked(daemon_page) == 0);
+    usleep(10 * RING_TELL_NS / 1000);
+    assert_true(mlacat_ring_looked(daemon_page) == 0); /* it is attached for as long as the call runs */
+    paper.permits = 1;
+}
+
 /* Who wants to know then must ask elsewhere. */
 static void test_engine_ring_asleep_it_tells_nothing(void **state)
 {
@@ -382,6 +395,7 @@ int main(void)
         RING_TEST(test_engine_ring_streams_of_a_worker_take_turns, setup),
         RING_TEST(test_engine_ring_streams_of_two_workers_are_apart, two_workers_setup),
         RING_TEST(test_engine_ring_tells_that_it_looks, spin_setup),
+        RING_TEST(test_engine_ring_tells_no_more_at_the_end, spin_setup),
         RING_TEST(test_engine_ring_asleep_it_tells_nothing, setup),
     };
     alarm(120);

@@ -33,7 +33,8 @@
  * Rings       Calls of a stream that has a ring go through memory that is shared with the daemon, with the same meaning
  *             and a tenth of the delay. Submits and waits on such a stream take a lock of the stream's own, and a
  *             submit makes no system call while the daemon's worker is awake. The end of the daemon is noticed by a
- *             thread that waits, within 100 ms.
+ *             thread that waits, within 100 ms; what is submitted within 0.5 ms of a kill may end with UNAVAILABLE, and
+ *             what is submitted later connects again.
  * Structs     that begin with `size` have it set to their sizeof by the caller, so that program and library may be of
  *             different age: members that one side does not know count as 0.
  *             Structs that are elements of an array (mlacat_tensor, mlacat_op_stats, mlacat_device_stats,
@@ -421,7 +422,7 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * repeated. The same with UNAVAILABLE when the daemon goes away: the CUDA stream is let go on when the daemon has
  * exited. The content of outputs is undefined then. mlacat_disconnect and the close of a failed stream let it go on,
  * too. A daemon that ends the connection and lives on, and mlacat_disconnect with calls that wait for their CUDA
- * stream, have 2 s for what the daemon has launched; then the CUDA stream goes on.
+ * stream, leave it 2 s for what it has launched (50 ms where the kernel has no pidfd); then the CUDA stream goes on.
  *
  * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
  * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one; this process
