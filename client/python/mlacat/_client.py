@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import math
 import operator
 import os
@@ -112,6 +113,13 @@ def _is_among(device: str | None, rows: list[dict[str, Any]]) -> bool:
     return any(wanted in (None, row["uuid"], row["kind"]) for row in rows)
 
 
+def _without_traceback(error: Error) -> Error:
+    """Another one like it, which does not keep the tensors of a caller that it went through."""
+    other = copy.copy(error)
+    other._at_connect = error._at_connect
+    return other
+
+
 class _Default(_functions.Functions):
     """The client behind the functions of the package: connects at the first call."""
 
@@ -142,7 +150,7 @@ class _Default(_functions.Functions):
         with self._lock:
             if self._client is None:
                 if failures != self._failures and self._failure is not None:
-                    raise self._failure.with_traceback(None)  # of another thread, which this one has waited for
+                    raise _without_traceback(self._failure)  # of another thread, which this one has waited for
                 self._client = self._connect()
                 self._run = self._client._run  # type: ignore[method-assign]  # one lookup less in each call
             return self._client
@@ -156,11 +164,9 @@ class _Default(_functions.Functions):
         try:
             return Client(**self._options)
         except Error as error:
-            self._failures, self._failure = self._failures + 1, error
+            error._at_connect = True
+            self._failures, self._failure = self._failures + 1, _without_traceback(error)
             raise
-
-    def is_loss(self, error: Error) -> bool:
-        return error is self._failure or super().is_loss(error)
 
     def _probe(self, timeout_ms: int, /) -> list[dict[str, Any]]:
         client = self._client
@@ -218,13 +224,14 @@ def empty_cache(timeout: float | None = RECLAIM_SECONDS) -> bool:
 
 def is_available(device: str | None = None) -> bool:
     """Whether a daemon answers now, with a device of this UUID or kind ("cuda", "host"; None: any) that works. Connects
-    the default client if there is none. Some 0.2 ms; at once if nobody listens. With a daemon that listens and does not
-    answer it takes 0.5 s, or the client's connect_timeout if that has not connected yet."""
+    the default client if there is none, and asks over a connection of its own, which needs a place among `max_clients`.
+    Some 0.2 ms; at once if nobody listens. With a daemon that listens and does not answer it takes 0.5 s, or the
+    client's connect_timeout if that has not connected yet."""
     try:
         closed = default.get().closed
     except Error:
         return False
-    return not closed and _is_among(device, default.ask(ANSWER_MS))
+    return not closed and _is_among(device, default._ask(ANSWER_MS))
 
 
 def supports(op: str, dtype: Any = None, device: str | None = None) -> bool:

@@ -12,6 +12,8 @@ _SCOPE_NAMES = {number: name for name, number in _mlacat.SCOPE.items()}
 class Error(RuntimeError):
     """What all errors of the package are. Raised itself for codes that have no class of their own."""
 
+    _at_connect = False  # of an attempt to connect, whatever its code
+
     def __init__(self, message: str, code: int = _mlacat.STATUS["UNKNOWN"], scope: str = "CALL") -> None:
         super().__init__(message)
         self.code = code

@@ -97,23 +97,23 @@ class Functions:
         """The devices of a daemon that answers within that time; none if none does."""
         raise NotImplementedError
 
-    def is_loss(self, error: Error) -> bool:
-        return error.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+    def _is_loss(self, error: Error) -> bool:
+        return error._at_connect or error.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
-    def lose(self, error: Error) -> None:
+    def _lose(self, error: Error) -> None:
         """After a call that failed: if it was for want of a daemon, those with a fallback rest from it."""
-        if not self.is_loss(error):
+        if not self._is_loss(error):
             return
         now = time.monotonic()
         with _rest_lock:
-            if self.is_lost() and now < self._rest_until:
+            if self._is_lost() and now < self._rest_until:
                 return  # another thread's call has found out first
             is_old = now - self._rest_until > REST_SECONDS_MOST or self._rest_process != os.getpid()
             self._rest_process = os.getpid()
             self._rest(now, 0.0 if is_old else self._rest_seconds)
             self._lost = True
 
-    def is_lost(self) -> bool:
+    def _is_lost(self) -> bool:
         if self._rest_process != os.getpid():
             self._lost = False  # a forked child finds out itself
         return self._lost
@@ -122,18 +122,18 @@ class Functions:
         self._rest_seconds = min(max(2 * before, REST_SECONDS), REST_SECONDS_MOST)
         self._rest_until = now + self._rest_seconds
 
-    def rests(self) -> bool:
+    def _rests(self) -> bool:
         """Whether to do without the service now. After each rest one caller asks for a daemon; others rest on."""
-        if not self.is_lost():
+        if not self._is_lost():
             return False
         now = time.monotonic()
         with _rest_lock:
             if now < self._rest_until:
                 return True
             self._rest(now, self._rest_seconds)
-        return not self.ask(PROBE_MS)
+        return not self._ask(PROBE_MS)
 
-    def ask(self, timeout_ms: int) -> list[dict[str, Any]]:
+    def _ask(self, timeout_ms: int) -> list[dict[str, Any]]:
         """The devices that work, of a daemon that answers within that time; a rest is over then."""
         devices = [device for device in self._probe(timeout_ms) if device["available"]]
         if devices:
@@ -141,7 +141,7 @@ class Functions:
         return devices
 
     def _call(self, rule: int, out: Any, first: Any, second: Any, stream: int | None) -> None:
-        if self._lost and self.fallback == "torch" and can_copy(out, stream) and self.rests():
+        if self._lost and self.fallback == "torch" and can_copy(out, stream) and self._rests():
             _mlacat.check_arguments(rule, out, first, second, stream)
             in_process(rule, out, first, second, stream)
             return
@@ -156,7 +156,7 @@ class Functions:
         # A wrong argument stays wrong, and a failed stream is news of a call of before, which nobody can repeat.
         if self.fallback != "torch" or isinstance(error, (ArgumentError, StreamFailed)):
             return False
-        self.lose(error)
+        self._lose(error)
         return can_copy(out, stream)
 
     def _new_output(self, a: Any, b: Any) -> Any:
@@ -171,13 +171,13 @@ class Functions:
         if hasattr(a, "new_empty"):
             return a.new_empty(shape)
         if hasattr(a, "__array_struct__"):
-            if not (self._lost and self.fallback == "torch" and self.rests()):
+            if not (self._lost and self.fallback == "torch" and self._rests()):
                 try:
                     return self.empty(shape, a.dtype)
                 except Error as error:
                     if self.fallback != "torch":
                         raise
-                    self.lose(error)
+                    self._lose(error)
             import numpy
 
             return numpy.empty(shape, a.dtype)

@@ -40,14 +40,14 @@ def _replacement(name: str, fallback: str, original: Function) -> Function:
     @functools.wraps(original)
     def replacement(*args: Any, **keywords: Any) -> Any:
         # A program that is compiled cannot choose another one when it runs.
-        if fallback == "original" and (_torch.is_compiling() or default._lost and default.rests()):
+        if fallback == "original" and (_torch.is_compiling() or default._lost and default._rests()):
             return original(*args, **keywords)
         try:
             return ours(*args, **keywords)
         except Error as error:
             if fallback == "error" or isinstance(error, (ArgumentError, StreamFailed)):
                 raise
-            default.lose(error)
+            default._lose(error)
         return original(*args, **keywords)
 
     return replacement
@@ -191,7 +191,7 @@ def patch(fallback: str = "original") -> Patch:
     fallback: "original" calls the function that was there when the service cannot run a call; "error" raises, and
     "torch" copies in process, as configure(fallback=...). Programs that torch.compile makes take the function that was
     there with "original", the service's otherwise. Use it in a `with`, or keep it and call undo(). Of several patches
-    the last one counts.
+    the last one counts, but for "torch", which is the default client's and holds for all while one such patch stands.
 
     Warns (RuntimeWarning) if it has found none of the functions though one of these packages is installed: a version
     that has moved them, or cannot be imported, would go on without the service unnoticed. Without any of the packages
@@ -200,13 +200,21 @@ def patch(fallback: str = "original") -> Patch:
     if fallback not in ("original", *_functions.FALLBACKS):
         _functions.check_fallback(fallback)
     made = Patch(fallback)
+    try:
+        _warn_if_useless(made)
+    except RuntimeWarning:  # as an error
+        made.undo()
+        raise
+    _torch.register()
+    return made
+
+
+def _warn_if_useless(made: Patch) -> None:
     packages = [name for name in dict.fromkeys(source.partition(".")[0] for source in _SOURCES) if _is_here(name)]
     if packages and not made._is_of_use:
         warnings.warn(
             f"mlacat.patch() has replaced nothing: {', '.join(packages)} cannot be imported or has no concat_mla_k or "
             f"concat_mla_absorb_q in {', '.join(_SOURCES)}; import them from mlacat where they are called",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    _torch.register()
-    return made

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
+import warnings
 from typing import Any, ContextManager
 
 _LEGACY_DEFAULT_STREAMS = (0, 1)  # cudaStreamLegacy is 1
@@ -19,10 +21,20 @@ def is_compiling() -> bool:
 
 _library: Any = None  # torch.library.Library: the ops live as long as it does
 _registering = threading.Lock()
+_is_refused = False
+
+
+def _renew_lock() -> None:
+    global _registering
+    _registering = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def register() -> bool:
     """Defines torch.ops.mlacat, for torch.compile and torch.export. False: torch is not imported, or cannot do it."""
+    global _is_refused
     if _library is not None:
         return True
     torch: Any = sys.modules.get("torch")
@@ -33,11 +45,14 @@ def register() -> bool:
     if not _registering.acquire(blocking=False):
         return False  # another thread does it
     try:
-        if _library is None:
+        if _library is None and not _is_refused:
             _define(torch)
+    except Exception as error:  # noqa: BLE001 - whatever torch has against it, calls work without
+        _is_refused = True
+        warnings.warn(f"torch.ops.mlacat cannot be defined, torch.compile does without: {error}", RuntimeWarning, 2)
     finally:
         _registering.release()
-    return True
+    return _library is not None
 
 
 def _define(torch: Any) -> None:

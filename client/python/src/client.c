@@ -179,8 +179,10 @@ static PyObject *close_client(PyObject *object, PyObject *Py_UNUSED(none))
     if (self->forks != forks) {
         self->closed = true;
         connect_in_child(self);
-    } else if (self->connection != NULL) {
+    } else if (self->connection != NULL && !self->closed) {
+        self->busy++; /* others run while it looks, and must not end the connection */
         lanes_check(&self->lanes);
+        self->busy--;
     }
     self->closed = true;
     PyErr_Fetch(&error[0], &error[1], &error[2]);

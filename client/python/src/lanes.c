@@ -68,33 +68,44 @@ void lanes_remove(struct lanes *lanes, struct lane *lane)
     take_off(lanes, lane);
 }
 
+/* Whether a call of it failed that nobody was told of. One that is of no use otherwise, after a restart, owes nothing.
+ * Without the GIL, as a submit may hold what this waits for, while the driver waits for Python: with a pin. */
 static bool has_failed(struct lane *lane, struct failure *failure)
 {
+    PyThreadState *thread = PyEval_SaveThread();
     enum mlacat_status status = mlacat_stream_status(lane->stream);
     if (status != MLACAT_OK) {
         raise_take(failure, status);
     }
-    return status != MLACAT_OK;
+    PyEval_RestoreThread(thread);
+    return status != MLACAT_OK && failure->scope != MLACAT_SCOPE_CALL;
 }
 
-/* Closes the lane that was not used for the longest time. False: all are in use, or it has failed, with an exception:
- * nobody would hear of that any more. */
-static bool close_idlest(struct lanes *lanes)
+static struct lane *find_idlest(const struct lanes *lanes)
 {
     struct lane *idlest = NULL;
-    struct failure failure;
     for (unsigned i = 0; i < lanes->nr; i++) {
         struct lane *lane = lanes->at[i];
         if (lane->pins == 0 && lane->device_id >= 0 && (idlest == NULL || lane->used < idlest->used)) {
             idlest = lane;
         }
     }
+    return idlest;
+}
+
+/* Closes the lane that was not used for the longest time. False: all are in use, or it has failed, with an exception:
+ * nobody would hear of that any more. */
+static bool close_idlest(struct lanes *lanes)
+{
+    struct failure failure;
+    struct lane *idlest = find_idlest(lanes);
     if (idlest == NULL) {
         return false;
     }
+    idlest->pins++;
     bool failed = has_failed(idlest, &failure);
     take_off(lanes, idlest);
-    close_lane(idlest);
+    lane_unpin(idlest); /* closed now, or by another thread that has begun to use it meanwhile */
     if (failed) {
         raise_stream_failed(&failure, "another");
     }
@@ -195,15 +206,22 @@ struct lane *lanes_host(struct lanes *lanes, struct mlacat_client *client, const
     return idlest;
 }
 
+/* Those of the host have told their callers. */
 int lanes_check(struct lanes *lanes)
 {
     struct failure failure;
     for (unsigned i = 0; i < lanes->nr; i++) {
         struct lane *lane = lanes->at[i];
-        if (has_failed(lane, &failure)) {
-            lane->pins++;
+        if (lane->device_id < 0) {
+            continue;
+        }
+        lane->pins++;
+        bool failed = has_failed(lane, &failure);
+        if (failed) {
             take_off(lanes, lane);
-            lane_unpin(lane);
+        }
+        lane_unpin(lane);
+        if (failed) {
             return raise_stream_failed(&failure, "some");
         }
     }

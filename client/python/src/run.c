@@ -82,8 +82,11 @@ static int refuse_host_memory(const struct shape_rule *rule, int operand)
 static bool is_capturing(const struct work *work)
 {
     int capturing = 0;
-    return mlacat_is_capturing((const void *)work->views[0].address, work->cuda_stream, &capturing) == MLACAT_OK &&
-           capturing != 0;
+    PyThreadState *thread = PyEval_SaveThread(); /* the driver may wait for a callback in Python */
+    enum mlacat_status status =
+        mlacat_is_capturing((const void *)work->views[0].address, work->cuda_stream, &capturing);
+    PyEval_RestoreThread(thread);
+    return status == MLACAT_OK && capturing != 0;
 }
 
 /* The one around an operand that is in none yet. NULL: as segments_register. */

@@ -194,9 +194,9 @@ static int fill_leads(const struct shape_rule *rule, const struct view views[OPE
     return 0;
 }
 
-static bool has_no_row(const struct view *view)
+static bool has_no_element(const struct view *view)
 {
-    for (int d = 0; d < view->dims - 1; d++) {
+    for (int d = 0; d < view->dims; d++) {
         if (view->shape[d] == 0) {
             return true;
         }
@@ -217,7 +217,7 @@ int shape_call(const struct shape_rule *rule, struct view views[OPERANDS], struc
         call->operand[k].shape[2] = (uint64_t)views[k].shape[views[k].dims - 1];
         call->operand[k].strides[2] = 1;
     }
-    if (has_no_row(&views[0])) {
+    if (has_no_element(&views[0])) {
         call->operand[0].shape[0] = 0;
         return 0; /* how its dimensions lie does not matter */
     }
