@@ -4,6 +4,7 @@
  * (`poll = spin`) there are none, at any pace. One before which the worker had lost its CPU to somebody costs a look
  * whether the daemon is there.
  */
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,7 +96,7 @@ static unsigned count(pid_t client)
         } else if (info.entry.nr == MARK_SUBMITTED) {
             inside = false;
             nr += noisy;
-        } else if (inside) {
+        } else if (inside && info.entry.nr != SYS_clock_gettime) { /* the machine's clock may need that */
             noisy = true;
         }
     }
@@ -128,7 +129,8 @@ int main(void)
     static const int64_t gaps_ns[] = {5000, GAP_NS};
     struct server server;
     alarm(300); /* ends a test that waits in vain */
-    if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+    cpu_set_t cpus;
+    if (sched_getaffinity(0, sizeof(cpus), &cpus) != 0 || CPU_COUNT(&cpus) < 2) {
         printf("SKIPPED: the worker and the client need a CPU each\n");
         return 77;
     }
