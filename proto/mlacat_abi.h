@@ -78,8 +78,8 @@ struct mlacat_ring_submission {
  * writes it. An unknown buffer, another device's, or a place that is not inside, or in the buffer's allocation not at a
  * multiple of 8 bytes, fails the call, as with an operand. The buffer stays until the call has ended. */
 #define MLACAT_RING_SUBMIT_READY_BUFFER (1u << 3)
-/* When the call has ended, also when it failed, its sequence number is written into the stream's `done` word, in
- * order. */
+/* When the call has ended, also when it failed or was dropped with its connection, its sequence number is written into
+ * the stream's `done` word, in order. */
 #define MLACAT_RING_SUBMIT_DONE (1u << 1)
 /* Not a call: asks to drop the call whose id is in `ready`, if it is not launched. `call_id` is that of the request,
  * which gets a completion of its own: OK, NOT_FOUND or FAILED_PRECONDITION (launched: it will finish). It counts as an

@@ -308,14 +308,25 @@ static void end_late_calls(struct worker *worker, struct stream *stream)
     ring_publish(&stream->ring->ring);
 }
 
+/* What is not launched. The GPU of a client that has gone may wait for it, with work behind that: it is told, in its
+ * turn. */
 static void drop_queue(struct worker *worker, struct stream *stream)
 {
-    struct list_node *node;
-    while ((node = list_take(&stream->queue))) {
+    struct list_node *node = stream->queue.next;
+    while (node != &stream->queue) {
         struct call *call = LIST_ENTRY(node, struct call, queue_link);
+        node = node->next;
+        if (call->signal_only && !stream->lost) {
+            continue;
+        }
         if (!call->signal_only) {
             call_withdrawn_error(CALL_WITHDRAWN_GONE, &call->error);
         }
+        if (ring_stream_signals(call)) {
+            ring_call_unbind(worker, call);
+            continue;
+        }
+        list_remove(&call->queue_link);
         counters_add(&worker->counters, call);
         put_call(worker, call);
     }

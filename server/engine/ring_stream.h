@@ -33,7 +33,7 @@
 struct stream;
 struct worker;
 
-/* FINISH: what is in the ring and in flight ends first. DROP: only what is launched. */
+/* FINISH: what is in the ring and in flight ends first. DROP: what is launched; GPUs that wait for more are told. */
 enum ring_order { RING_GO_ON, RING_FINISH, RING_DROP };
 
 /* From the worker. */

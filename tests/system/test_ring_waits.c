@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -108,6 +109,31 @@ static void test_ring_without_done_leaves_the_word_alone(void **state)
     assert_int_equal(bench_done(&bench), 0);
     assert_int_equal(raw_ring_fence(&bench.ring), 1);
     bench_close(&bench);
+}
+
+/* The daemon lives on, and so may the client's GPU, which waits for `done`. */
+static void test_ring_done_is_written_when_the_connection_ends(void **state)
+{
+    for (int broken = 0; broken < 2; broken++) {
+        struct bench bench;
+        bench_open(&bench, *state);
+        struct mlacat_ring_submission entry = gated_entry(&bench, 1, 1);
+        entry.flags |= MLACAT_RING_SUBMIT_DONE;
+        raw_ring_send(&bench.ring, &entry);
+        entry.call_id = 2;
+        raw_ring_send(&bench.ring, &entry);
+        bench_wait_taken(&bench.ring);
+        assert_int_equal(bench_done(&bench), 0);
+        if (broken) {
+            entry.flags = UINT32_MAX;
+            raw_ring_send(&bench.ring, &entry);
+        } else {
+            shutdown(bench.raw.fd, SHUT_RDWR);
+        }
+        WAIT_UNTIL(bench_done(&bench) == 2);
+        assert_true(trial_untouched(&bench.trial));
+        bench_close(&bench);
+    }
 }
 
 /* Asks to cancel a long call that is launched, and returns the answer: NOT_FOUND only where the call ended before. */
@@ -324,6 +350,7 @@ int main(void)
         WITH_SERVER(test_ring_waits_until_ready_others_go_on),
         WITH_SERVER(test_ring_ready_is_a_signed_difference),
         WITH_SERVER(test_ring_done_is_written_in_order_also_for_failed_calls),
+        WITH_SERVER(test_ring_done_is_written_when_the_connection_ends),
         WITH_SERVER(test_ring_without_done_leaves_the_word_alone),
         WITH_SERVER(test_ring_cancels_what_is_not_launched),
         WITH_SERVER(test_ring_deadlines_end_waiting_calls),

@@ -227,6 +227,28 @@ static void test_engine_ring_dropped_is_no_news(void **state)
     paper.permits = 2;
 }
 
+/* The GPU of a client that is gone waits for calls that will not be: its other work is let go on, in turn. */
+static void test_engine_ring_dropped_calls_tell_done(void **state)
+{
+    (void)state;
+    send_calls(1, 1, MLACAT_RING_SUBMIT_DONE);
+    TURN_UNTIL(paper.launched == 1);
+    send_calls(2, 3, MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE);
+    TURN_UNTIL(mlacat_ring_taken(daemon_page) == 4);
+    stream_drop_ring(stream);
+    stream_close(stream);
+    stream = NULL; /* the scene's end does not close it again */
+    TURN_UNTIL(paper.signals == 3);
+    assert_int_equal(client->done, 0); /* not before what is launched has ended */
+    paper.permits = 1;
+    TURN_UNTIL(client->done == 1);
+    paper.permits = 3;
+    TURN_UNTIL(client->done == 4);
+    assert_int_equal(paper.launched - paper.signals, 1);
+    assert_int_equal(buffer->pins, 0);
+    await_gone();
+}
+
 static void test_engine_ring_dropped_calls_are_counted(void **state)
 {
     (void)state;
@@ -309,6 +331,7 @@ int main(void)
         RING_TEST(test_engine_ring_stuck_means_calls_without_rounds),
         RING_TEST(test_engine_ring_stuck_in_the_first_round),
         RING_TEST(test_engine_ring_dropped_is_no_news),
+        RING_TEST(test_engine_ring_dropped_calls_tell_done),
         RING_TEST(test_engine_ring_dropped_calls_are_counted),
         RING_TEST(test_engine_ring_cancels_one_a_round),
         RING_TEST(test_engine_ring_drains),
