@@ -326,10 +326,26 @@ static void drop_queue(struct worker *worker, struct stream *stream)
             ring_call_unbind(worker, call);
             continue;
         }
+        if (!call->signal_only) {
+            ring_count_failed(&stream->ring->ring); /* a signal behind it moves the fence past it */
+        }
         list_remove(&call->queue_link);
         counters_add(&worker->counters, call);
         put_call(worker, call);
     }
+}
+
+/* What was published before the end: a GPU may wait for it. Not more than fits into the ring, for who writes on. */
+static void take_rest(struct worker *worker, struct stream *stream)
+{
+    struct ring_stream *ring = stream->ring;
+    bool reported = ring->reported;
+    ring->reported = true; /* what is wrong in it matters no more: the session is over */
+    for (uint32_t i = 0; i < ring->ring.entries && !ring->unreadable && ring_has_more(&ring->ring); i++) {
+        take_entries(worker, stream);
+    }
+    ring->reported = reported;
+    ring->unreadable = true; /* else what is left in it would count as news, and keep the worker from its naps */
 }
 
 static void look(struct worker *worker, struct ring_stream *ring)
@@ -340,7 +356,7 @@ static void look(struct worker *worker, struct ring_stream *ring)
         mlacat_ring_look(ring->ring.daemon, 0); /* nobody is to rely on it any more */
     }
     if (order == RING_DROP) {
-        ring->unreadable = true; /* else what is left in it would count as news, and keep the worker from its naps */
+        take_rest(worker, stream);
         drop_queue(worker, stream);
     } else if (!ring->unreadable) {
         take_entries(worker, stream);

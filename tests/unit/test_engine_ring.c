@@ -249,6 +249,27 @@ static void test_engine_ring_dropped_calls_tell_done(void **state)
     await_gone();
 }
 
+/* Also those that the worker had not taken yet: more than it takes in a round, behind one that waits. */
+static void test_engine_ring_dropped_entries_tell_done(void **state)
+{
+    (void)state;
+    send_calls(1, 1, MLACAT_RING_SUBMIT_READY | MLACAT_RING_SUBMIT_DONE);
+    TURN_UNTIL(mlacat_ring_taken(daemon_page) == 1);
+    for (uint64_t id = 2; id < ENTRIES; id++) {
+        write_entry(id, id % 2 == 0 ? MLACAT_RING_SUBMIT_DONE : 0);
+    }
+    mlacat_ring_submit(client, tail); /* without the doorbell: the worker may sleep */
+    stream_drop_ring(stream);
+    stream_close(stream);
+    stream = NULL; /* the scene's end does not close it again */
+    paper.permits = ENTRIES;
+    TURN_UNTIL(gone == 1);
+    assert_int_equal(client->done, ENTRIES - 2);
+    assert_int_equal(mlacat_ring_failed(daemon_page), ENTRIES - 1);
+    assert_int_equal(paper.launched - paper.signals, 0);
+    assert_int_equal(buffer->pins, 0);
+}
+
 static void test_engine_ring_dropped_calls_are_counted(void **state)
 {
     (void)state;
@@ -332,6 +353,7 @@ int main(void)
         RING_TEST(test_engine_ring_stuck_in_the_first_round),
         RING_TEST(test_engine_ring_dropped_is_no_news),
         RING_TEST(test_engine_ring_dropped_calls_tell_done),
+        RING_TEST(test_engine_ring_dropped_entries_tell_done),
         RING_TEST(test_engine_ring_dropped_calls_are_counted),
         RING_TEST(test_engine_ring_cancels_one_a_round),
         RING_TEST(test_engine_ring_drains),

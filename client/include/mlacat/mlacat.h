@@ -422,7 +422,8 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * repeated. The same with UNAVAILABLE when the daemon goes away: the CUDA stream is let go on when the daemon has
  * exited. The content of outputs is undefined then. mlacat_disconnect and the close of a failed stream let it go on,
  * too. A daemon that ends the connection, or is disconnected from, and lives on lets it go on when what it has launched
- * has ended; after 2 s (50 ms where the kernel has no pidfd) it goes on in any case.
+ * has ended, and may say ABORTED in place of UNAVAILABLE; after 2 s (50 ms where the kernel has no pidfd) it goes on in
+ * any case.
  *
  * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
  * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one; this process
