@@ -202,10 +202,10 @@ def patch(fallback: str = "original") -> Patch:
     made = Patch(fallback)
     try:
         _warn_if_useless(made)
+        _torch.register()
     except RuntimeWarning:  # as an error
         made.undo()
         raise
-    _torch.register()
     return made
 
 

@@ -206,17 +206,26 @@ struct lane *lanes_host(struct lanes *lanes, struct mlacat_client *client, const
     return idlest;
 }
 
-/* Those of the host have told their callers. */
+/* The table may change between two looks. Those of the host have told their callers. */
+static struct lane *find_unchecked(const struct lanes *lanes, uint64_t check)
+{
+    for (unsigned i = 0; i < lanes->nr; i++) {
+        if (lanes->at[i]->device_id >= 0 && lanes->at[i]->checked < check) {
+            return lanes->at[i];
+        }
+    }
+    return NULL;
+}
+
 int lanes_check(struct lanes *lanes)
 {
     struct failure failure;
-    for (unsigned i = 0; i < lanes->nr; i++) {
-        struct lane *lane = lanes->at[i];
-        if (lane->device_id < 0) {
-            continue;
-        }
+    struct lane *lane;
+    uint64_t check = ++lanes->clock;
+    while ((lane = find_unchecked(lanes, check)) != NULL) {
+        lane->checked = check;
         lane->pins++;
-        bool failed = has_failed(lane, &failure);
+        bool failed = has_failed(lane, &failure) && !lane->gone; /* else another thread has told */
         if (failed) {
             take_off(lanes, lane);
         }

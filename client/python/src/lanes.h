@@ -4,7 +4,7 @@
  * few for calls of the host device, which threads take turns with.
  *
  * Owns:     the streams.
- * Thread:   with the GIL, which is let go of while the library opens and closes; a lane in use is pinned then.
+ * Thread:   with the GIL, which is let go of while the library opens, closes or looks; a lane in use is pinned then.
  * Lifetime: zeroed -> lanes_close or lanes_abandon.
  * Errors:   NULL or -1 with a Python exception set.
  */
@@ -27,6 +27,7 @@ struct lane {
     int device_id;        /* -1: host */
     struct mlacat_stream *stream;
     uint64_t used;
+    uint64_t checked; /* by lanes_check */
     unsigned pins;
     bool gone; /* not in the table; closed with the last pin */
 };

@@ -231,15 +231,17 @@ static int find_stream(const struct work *work, void **stream)
     return 0;
 }
 
+/* *stream_failed: it is of no use any more, because of this call or one of before. */
 static enum mlacat_status submit(struct lane *lane, const struct work *work, struct failure *failure,
-                                 enum mlacat_status *stream_status)
+                                 bool *stream_failed)
 {
     enum mlacat_status status;
     PyThreadState *thread = PyEval_SaveThread();
     status = mlacat_submit_on_stream(lane->stream, &work->call, work->cuda_stream, NULL);
     if (status != MLACAT_OK) {
         raise_take(failure, status);
-        *stream_status = mlacat_stream_status(lane->stream);
+        /* One that could not be opened again after a restart owes nothing: another is opened. */
+        *stream_failed = mlacat_stream_status(lane->stream) != MLACAT_OK && mlacat_error_scope() != MLACAT_SCOPE_CALL;
     }
     PyEval_RestoreThread(thread);
     return status;
@@ -249,9 +251,9 @@ enum outcome { DONE, AGAIN, TOO_LARGE, RAISED };
 
 /* What to do about a call that was not taken. With a pin on the lane. */
 static enum outcome recover(struct client *self, struct work *work, struct lane *lane, const struct failure *failure,
-                            enum mlacat_status stream_status)
+                            bool stream_failed)
 {
-    if (stream_status != MLACAT_OK) {
+    if (stream_failed) {
         /* Closing it waits for what may still run, while the caller's arguments are alive. */
         lanes_remove(&self->lanes, lane);
         return failure->status == MLACAT_INTERNAL ? raise_failure(failure) : raise_stream_failed(failure, "this"),
@@ -288,7 +290,7 @@ static struct lane *find_lane(struct client *self, const struct work *work)
 
 static enum outcome try_ordered(struct client *self, struct work *work, struct failure *failure)
 {
-    enum mlacat_status stream_status = MLACAT_OK;
+    bool stream_failed = false;
     bool too_large = false;
     if (resolve(self, work, shape_can_halve(&work->call) ? &too_large : NULL) < 0) {
         return too_large ? TOO_LARGE : RAISED;
@@ -296,10 +298,10 @@ static enum outcome try_ordered(struct client *self, struct work *work, struct f
     enum outcome outcome = RAISED;
     struct lane *lane = find_lane(self, work);
     if (lane != NULL) {
-        if (submit(lane, work, failure, &stream_status) == MLACAT_OK) {
+        if (submit(lane, work, failure, &stream_failed) == MLACAT_OK) {
             outcome = DONE;
         } else {
-            outcome = recover(self, work, lane, failure, stream_status);
+            outcome = recover(self, work, lane, failure, stream_failed);
         }
         lane_unpin(lane);
     }
