@@ -20,6 +20,31 @@
 enum { FOUND = 0, SYMBOL_MISSING = 1, VERSION_MISSING = 2 }; /* CUdriverProcAddressQueryResult */
 
 struct fake_state fake = {.lock = PTHREAD_MUTEX_INITIALIZER, .moved = PTHREAD_COND_INITIALIZER};
+
+/* A forked child begins with what the device's thread of its parent leaves whole, and without that thread, for which
+ * `moved` would wait. */
+static void before_fork(void)
+{
+    pthread_mutex_lock(&fake.lock);
+}
+
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&fake.lock);
+}
+
+static void begin_child(void)
+{
+    fake.moved = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    pthread_mutex_unlock(&fake.lock);
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+    if (pthread_atfork(before_fork, after_fork, begin_child) != 0) {
+        fake_break("pthread_atfork");
+    }
+}
 _Thread_local struct cuda_context *fake_current;
 
 static pthread_once_t read_environment = PTHREAD_ONCE_INIT;
