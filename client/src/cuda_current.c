@@ -30,20 +30,24 @@ bool cuda_current_is(const struct cuda_driver *cuda, int device)
     return cuda->cuCtxGetDevice(&current) == CUDA_RESULT_OK && current == device;
 }
 
-/* Held from here on. False: there is none, and none is made. */
-static bool hold_primary(const struct cuda_driver *cuda, int device, void **context)
+int cuda_current_hold_primary(const struct cuda_driver *cuda, int device, void **context)
 {
-    unsigned int flags;
+    unsigned int flags = 0;
     int active = 0;
-    return cuda->cuDevicePrimaryCtxGetState(device, &flags, &active) == CUDA_RESULT_OK && active != 0 &&
-           cuda->cuDevicePrimaryCtxRetain(context, device) == CUDA_RESULT_OK;
+    int result = cuda->cuDevicePrimaryCtxGetState(device, &flags, &active);
+    *context = NULL;
+    if (result == CUDA_RESULT_OK && active != 0) {
+        result = cuda->cuDevicePrimaryCtxRetain(context, device);
+    }
+    return result;
 }
 
 void cuda_current_begin(struct cuda_current *current, const struct cuda_driver *cuda, int device)
 {
     void *context;
     *current = (struct cuda_current){.cuda = cuda, .device = device};
-    if (device == CUDA_CURRENT_NO_DEVICE || cuda_current_is(cuda, device) || !hold_primary(cuda, device, &context)) {
+    if (device == CUDA_CURRENT_NO_DEVICE || cuda_current_is(cuda, device) ||
+        cuda_current_hold_primary(cuda, device, &context) != CUDA_RESULT_OK || context == NULL) {
         return;
     }
     current->pushed = cuda->cuCtxPushCurrent(context) == CUDA_RESULT_OK;

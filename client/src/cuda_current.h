@@ -23,6 +23,10 @@ int cuda_current_find(const struct cuda_driver *cuda, const char *uuid);
 /* Whether a context of the device is current. */
 bool cuda_current_is(const struct cuda_driver *cuda, int device);
 
+/* The device's primary context if that is in use, held until cuDevicePrimaryCtxRelease; else NULL: none is made.
+ * Returns the driver's result. */
+int cuda_current_hold_primary(const struct cuda_driver *cuda, int device, void **context);
+
 struct cuda_current {
     const struct cuda_driver *cuda;
     int device;

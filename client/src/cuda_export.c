@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 
+#include "cuda_current.h"
 #include "cuda_driver.h"
 
 /* What is asked about a pointer. */
@@ -199,15 +200,10 @@ static enum mlacat_status answer_in_context(struct question *q)
 {
     void *context = NULL;
     void *primary = NULL;
-    unsigned int flags = 0;
-    int active = 0;
     enum mlacat_status status;
     if (attribute(q, CUDA_POINTER_CONTEXT, &context) != 0 || context == NULL) {
-        int result = q->cuda->cuDevicePrimaryCtxGetState(q->device, &flags, &active);
-        if (result == 0 && active) {
-            result = q->cuda->cuDevicePrimaryCtxRetain(&primary, q->device);
-        }
-        if (result != 0 || !active) {
+        int result = cuda_current_hold_primary(q->cuda, q->device, &primary);
+        if (result != 0 || primary == NULL) {
             return error_fail(MLACAT_FAILED_PRECONDITION,
                               "CUDA device %d has no active context in this process (%d); use the device first",
                               q->ordinal, result);
