@@ -316,18 +316,15 @@ static void drop_queue(struct worker *worker, struct stream *stream)
     while (node != &stream->queue) {
         struct call *call = LIST_ENTRY(node, struct call, queue_link);
         node = node->next;
-        if (call->signal_only && !stream->lost) {
-            continue;
-        }
         if (!call->signal_only) {
             call_withdrawn_error(CALL_WITHDRAWN_GONE, &call->error);
-        }
-        if (ring_stream_signals(call)) {
-            ring_call_unbind(worker, call);
-            continue;
-        }
-        if (!call->signal_only) {
+            if (ring_stream_signals(call)) {
+                ring_call_unbind(worker, call);
+                continue;
+            }
             ring_count_failed(&stream->ring->ring); /* a signal behind it moves the fence past it */
+        } else if (!stream->lost) {
+            continue;
         }
         list_remove(&call->queue_link);
         counters_add(&worker->counters, call);
