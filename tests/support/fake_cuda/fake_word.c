@@ -17,20 +17,29 @@ int fake_cuStreamWriteValue64(struct cuda_stream *stream, cuda_address address, 
     return fake_leave(result);
 }
 
+static int wait_for(const char *call, struct cuda_stream *stream, const struct fake_op *op)
+{
+    size_t bytes = op->kind == OP_WAIT_64 ? sizeof(uint64_t) : sizeof(uint32_t);
+    fake_check_may_wait(call);
+    if (fake_stream_find(&stream) != CUDA_RESULT_OK || op->address % bytes != 0 || !fake_reach(op->address, bytes) ||
+        op->flags > FAKE_WAIT_EQUAL) {
+        return fake_leave(CUDA_RESULT_INVALID_VALUE);
+    }
+    return fake_leave(fake_stream_add(stream, op));
+}
+
 int fake_cuStreamWaitValue64(struct cuda_stream *stream, cuda_address address, uint64_t value, unsigned int flags)
 {
     int result = fake_enter_context(CALL_cuStreamWaitValue64);
-    if (result != CUDA_RESULT_OK) {
-        return result;
-    }
-    fake_check_may_wait("cuStreamWaitValue64");
-    if (fake_stream_find(&stream) != CUDA_RESULT_OK || address % sizeof(value) != 0 ||
-        !fake_reach(address, sizeof(value)) || flags > FAKE_WAIT_EQUAL) {
-        return fake_leave(CUDA_RESULT_INVALID_VALUE);
-    }
-    struct fake_op op = {.kind = OP_WAIT_64, .address = address, .value = value, .flags = flags};
-    result = fake_stream_add(stream, &op);
-    return fake_leave(result);
+    const struct fake_op op = {.kind = OP_WAIT_64, .address = address, .value = value, .flags = flags};
+    return result == CUDA_RESULT_OK ? wait_for("cuStreamWaitValue64", stream, &op) : result;
+}
+
+int fake_cuStreamWaitValue32(struct cuda_stream *stream, cuda_address address, uint32_t value, unsigned int flags)
+{
+    int result = fake_enter_context(CALL_cuStreamWaitValue32);
+    const struct fake_op op = {.kind = OP_WAIT_32, .address = address, .value = value, .flags = flags};
+    return result == CUDA_RESULT_OK ? wait_for("cuStreamWaitValue32", stream, &op) : result;
 }
 
 /* All or nothing, as far as the arguments go. */
@@ -59,21 +68,5 @@ int fake_cuStreamBatchMemOp(struct cuda_stream *stream, unsigned int nr, struct 
                              .flags = ops[i].flags};
         result = fake_stream_add(stream, &op);
     }
-    return fake_leave(result);
-}
-
-int fake_cuStreamWaitValue32(struct cuda_stream *stream, cuda_address address, uint32_t value, unsigned int flags)
-{
-    int result = fake_enter_context(CALL_cuStreamWaitValue32);
-    if (result != CUDA_RESULT_OK) {
-        return result;
-    }
-    fake_check_may_wait("cuStreamWaitValue32");
-    if (fake_stream_find(&stream) != CUDA_RESULT_OK || address % sizeof(value) != 0 ||
-        !fake_reach(address, sizeof(value)) || flags > FAKE_WAIT_EQUAL) {
-        return fake_leave(CUDA_RESULT_INVALID_VALUE);
-    }
-    struct fake_op op = {.kind = OP_WAIT_32, .address = address, .value = value, .flags = flags};
-    result = fake_stream_add(stream, &op);
     return fake_leave(result);
 }
