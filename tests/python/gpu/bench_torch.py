@@ -158,6 +158,12 @@ def costs_of_parts(arguments) -> None:
         print(f"  {name:<24}{statistics.median(thread_us(lambda: call(), ()) for _ in range(30)):8.2f} us")
 
 
+def started(daemon: Daemon) -> tuple[int, int, int]:
+    """Stream-ordered calls so far, how many of them the GPU started by itself, and how often it gave one back."""
+    (device,) = daemon.stats()["devices"]
+    return device["gated_calls"], device["armed_calls"], device["armed_lapses"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096)
@@ -189,9 +195,14 @@ def main() -> int:
         show(thread.format(16), in_turns(ways, THREAD_ROUNDS, lambda call: thread_us(call, small)), THREAD_GOAL),
         show(thread.format(options.tokens), in_turns(ways, THREAD_ROUNDS, lambda call: thread_us(call, arguments)),
              THREAD_GOAL),
-        show("caller's stream, runner work before and after" + ("" if mps else " (the goals are for MPS)"),
-             in_turns(ways, STREAM_ROUNDS, lambda call: stream_us(call, arguments, work)), STREAM_GOAL if mps else {}),
     ]
+    before = started(daemon)
+    met.append(
+        show("caller's stream, runner work before and after" + ("" if mps else " (the goals are for MPS)"),
+             in_turns(ways, STREAM_ROUNDS, lambda call: stream_us(call, arguments, work)), STREAM_GOAL if mps else {})
+    )
+    calls, armed, lapses = (after - then for after, then in zip(started(daemon), before))
+    print(f"  of {calls} calls the GPU started {armed} by itself; it gave {lapses} back")
     costs_of_parts(small)
     mlacat.default_client().check()
     mlacat.configure()
