@@ -51,8 +51,13 @@ fi
 check "cmake --install" cmake --install build/install
 for file in bin/mlacatd bin/mlacatctl include/mlacat/mlacat.h include/mlacat/mlacat_status.def \
     lib/systemd/system/mlacatd@.service lib/systemd/system/mlacatd@.socket \
-    lib/systemd/system/mlacatd@host.socket.d/default-socket.conf lib/sysusers.d/mlacat.conf; do
+    lib/systemd/system/mlacatd@host.socket.d/default-socket.conf lib/sysusers.d/mlacat.conf \
+    share/doc/mlacat/docs/mlacatctl.md share/doc/mlacat/deploy/mlacatd.conf; do
     check "installed: $file" test -s "$prefix/$file"
+done
+for unit in mlacatd@.service mlacatd@.socket; do
+    readme=$(sed -n 's,^Documentation=file://,,p' "$prefix/lib/systemd/system/$unit")
+    check "$unit names a README that is there" test -s "$readme"
 done
 
 libdir=$(dirname "$(find "$prefix" -name libmlacat.so.0 | head -n 1)")
