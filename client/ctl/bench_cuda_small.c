@@ -83,8 +83,7 @@ static bool open_small(struct small *small, struct bench *bench)
         ctl_fail_for("cannot open a stream", status, area_message(&bench->device));
         return false;
     }
-    /* A ring takes one less than the service allows. */
-    small->in_flight = most <= 1 ? 1 : most <= IN_FLIGHT_MAX ? most - 1 : IN_FLIGHT_MAX;
+    small->in_flight = most < IN_FLIGHT_MAX ? most : IN_FLIGHT_MAX;
     return small_calls_open(&small->calls, bench, &shape, bench->options->quick ? CALLS_QUICK : CALLS);
 }
 
