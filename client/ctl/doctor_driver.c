@@ -179,8 +179,9 @@ static void check_nvrtc(struct doctor *doctor)
                      library ? "%s does not tell its version"
                              : "neither libnvrtc.so.13 nor libnvrtc.so.12 can be loaded (%s was the last try)",
                      name);
-        doctor_advise(doctor, "install NVRTC (libnvrtc); without it mlacatd has the kernels of its cache, and else "
-                              "those built in, which the driver translates and which know the usual widths only");
+        doctor_advise(doctor, "install NVRTC (libnvrtc); without it mlacatd has the kernels of its cache, else those "
+                              "that it was built with, if nvcc was there: the driver translates these, and large "
+                              "stream-ordered calls then begin later");
     }
     if (library)
         dlclose(library);

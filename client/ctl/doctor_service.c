@@ -46,8 +46,8 @@ static void judge_rights(struct doctor *doctor, const char *path, const struct s
                  mode, st->st_uid, st->st_gid, (unsigned)geteuid(), (unsigned)getegid(), allowed ? "may" : "may not");
     if (!allowed)
         doctor_advise(doctor,
-                      "become a member of group %u, or set socket_mode and allow_gids of mlacatd; see also the "
-                      "folders above the socket",
+                      "become a member of group %u, or set socket_mode and allow_gids of mlacatd (SocketMode= where "
+                      "systemd passes the socket); see also the folders above the socket",
                       st->st_gid);
     else if ((mode & 0222) == 0)
         doctor_advise(doctor, "only root can connect: nobody may write to the socket; set socket_mode = 0660");

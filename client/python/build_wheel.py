@@ -2,8 +2,8 @@
 """Packs the wheel: build_wheel.py EXTENSION FOLDER writes it there and prints its path.
 
 It is also the build backend of pyproject.toml (PEP 517): `pip install client/python` configures and builds the
-extension with CMake, for which the tools and libraries of deploy/install-deps.sh build have to be there. Only the
-standard library is used, so a build needs no network.
+extension with CMake, for which the tools and libraries of deploy/install-deps.sh build and Python's headers
+(python3-dev) have to be there. Only the standard library is used, so a build needs no network.
 """
 
 from __future__ import annotations

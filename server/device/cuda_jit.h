@@ -44,7 +44,7 @@ struct jit_options {
     uint32_t limit_ms;        /* for the helper; 0: JIT_LIMIT_MS */
 };
 
-/* What happened, for the log, `mlacatctl info` and doctor. */
+/* What happened, for the log. */
 struct jit_report {
     enum jit_source source;                 /* of the image that was loaded */
     char arch[JIT_ARCH_BYTES];              /* of the image: "sm_90", or "compute_75" for PTX */

@@ -9,8 +9,9 @@
  * Errors      A function that returns enum mlacat_status returns MLACAT_OK or the reason; mlacat_error_message() of the
  *             same thread then says what was wrong, with which value, and what to do. The comments below name the codes
  *             with a meaning of their own; any function may also return INVALID_ARGUMENT (a NULL or a wrong `size`),
- *             FAILED_PRECONDITION (a forked child), RESOURCE_EXHAUSTED (memory) and, where it asks the daemon,
- *             UNAVAILABLE.
+ *             FAILED_PRECONDITION (a forked child), RESOURCE_EXHAUSTED (memory), where it asks the daemon
+ *             UNAVAILABLE, and where it asks the CUDA driver INTERNAL with scope CALL (the driver failed) and
+ *             FAILED_PRECONDITION (it is older than CUDA 12.0).
  *             A submit that returns an error never completes; one that returns MLACAT_OK completes exactly once.
  * Blocking    What asks the daemon (all but names, buffer_data and the like) waits for its answer as long as the
  *             connection lasts; only mlacat_connect, mlacat_wait, mlacat_reclaim and mlacat_dispatch have time limits.
@@ -31,10 +32,10 @@
  *             mlacat_buffer_release, mlacat_event_release, mlacat_stream_close do nothing: none of them frees memory
  *             there. Connect again in the child. The memory of buffers stays shared with it.
  * Rings       Calls of a stream that has a ring go through memory that is shared with the daemon, with the same meaning
- *             and a tenth of the delay. Submits and waits on such a stream take a lock of the stream's own, and a
- *             submit makes no system call while the daemon's worker is awake. The end of the daemon is noticed by a
- *             thread that waits, within 100 ms; what is submitted within 0.5 ms of a kill may end with UNAVAILABLE, and
- *             what is submitted later connects again.
+ *             and less delay (docs/performance.md). Submits and waits on such a stream take a lock of the stream's
+ *             own, and a submit makes no system call while the daemon's worker is awake. The end of the daemon is
+ *             noticed by a thread that waits, within 100 ms; what is submitted within 0.5 ms of a kill may end with
+ *             UNAVAILABLE, and what is submitted later connects again.
  * Structs     that begin with `size` have it set to their sizeof by the caller, so that program and library may be of
  *             different age: members that one side does not know count as 0.
  *             Structs that are elements of an array (mlacat_tensor, mlacat_op_stats, mlacat_device_stats,
@@ -178,7 +179,7 @@ MLACAT_API enum mlacat_status mlacat_server_info(struct mlacat_client *client, s
 
 struct mlacat_device_info {
     size_t size;
-    char uuid[64];  /* "host", "GPU-...": how the device is named everywhere */
+    char uuid[64];  /* "host", "GPU-...", "MIG-...": how the device is named everywhere */
     char kind[16];  /* "host", "cuda" */
     char name[128]; /* for people */
     uint32_t available;
@@ -253,7 +254,7 @@ MLACAT_API void mlacat_buffer_release(struct mlacat_buffer *buffer);
 /*
  * Looks at once, and not only when the library's thread does next, which registered GPU memory of the client was freed,
  * and returns when the daemon has closed that and all that this client gave up before: it is the GPU's again, unless
- * another client has registered the same allocation. At most after timeout_us (-1: for ever, 0: only has it begun). For
+ * another client has registered the same allocation. At most after timeout_us (-1: for ever; 0: only starts it). For
  * a program that frees much and wants to allocate it again in other sizes. No handle is freed: release the buffers as
  * ever. DEADLINE_EXCEEDED: not yet; it will be. OK also when the connection has ended: the daemon then closes it all.
  */
@@ -367,7 +368,8 @@ struct mlacat_call {
  * has failed, that call's error. Everything else that is wrong with a call is told in its result: the daemon checks it,
  * once. It ends with INVALID_ARGUMENT (shapes or strides that do not fit the op, an operand that reaches past its
  * buffer or is on another device, an output that overlaps itself or an input), UNIMPLEMENTED (no such
- * op), DEADLINE_EXCEEDED, CANCELLED, UNAVAILABLE, or with what happened to the device. Blocks while the socket or the
+ * op), RESOURCE_EXHAUSTED (max_calls of the daemon are in flight on the client's streams without a ring),
+ * DEADLINE_EXCEEDED, CANCELLED, UNAVAILABLE, or with what happened to the device. Blocks while the socket or the
  * ring is full; takes in completions meanwhile, but runs no callback.
  */
 MLACAT_API enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlacat_call *call,
@@ -417,17 +419,19 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * The GPU tells the daemon's kernels there that the inputs are ready. Where there is no memory, or the daemon takes no
  * buffer more, calls are as right and begin a little later.
  *
- * A call that fails or is cancelled lets the CUDA stream go on all the same, and the mlacat stream is then failed: each
- * later submit, and mlacat_stream_status, returns the code and the message of the first one that did; nothing is ever
- * repeated. The same with UNAVAILABLE when the daemon goes away: the CUDA stream is let go on when the daemon has
- * exited. The content of outputs is undefined then. mlacat_disconnect and the close of a failed stream let it go on,
- * too. A daemon that ends the connection, or is disconnected from, and lives on lets it go on when what it has launched
- * has ended, and may say ABORTED in place of UNAVAILABLE; after 2 s (50 ms where the kernel has no pidfd) it goes on in
- * any case.
+ * When a call does not end well the mlacat stream is failed: each later submit, and mlacat_stream_status, returns the
+ * code and the message of the first such call, nothing is ever repeated, and the content of outputs is undefined. The
+ * CUDA stream goes on all the same:
+ *   - the call fails or is cancelled: at once, with the call's code;
+ *   - the daemon has exited: when it has, with UNAVAILABLE;
+ *   - the daemon ends the connection and lives on: when what the daemon has launched has ended, but after 2 s in any
+ *     case (50 ms where the kernel has no pidfd), with UNAVAILABLE or ABORTED;
+ *   - mlacat_disconnect, and the close of a stream that has failed: it goes on, too.
  *
  * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
- * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one; this process
- * does not use CUDA), INVALID_ARGUMENT (`call` has a callback, or is wrong in a way that needs no daemon to see),
+ * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one),
+ * INVALID_ARGUMENT (this process does not use CUDA; `call` has a callback, or is wrong in a way that needs no daemon to
+ * see),
  * UNAVAILABLE (a stream that was closed had the ring, and its CUDA stream has not come to its last calls for 2 s),
  * INTERNAL with scope CALL (the CUDA driver failed), the rest as mlacat_submit. INTERNAL with scope STREAM: the driver
  * failed midway, the call may still run, and the stream is failed.
@@ -444,7 +448,7 @@ MLACAT_API enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stre
 MLACAT_API enum mlacat_status mlacat_is_capturing(const void *pointer, void *cu_stream, int *capturing);
 
 /* MLACAT_OK, or why the stream is of no use any more: a stream-ordered call failed, or it could not be opened again
- * after a restart. Does not wait. */
+ * after a restart. Waits for no call; up to 20 ms for the news of one that has failed already. */
 MLACAT_API enum mlacat_status mlacat_stream_status(struct mlacat_stream *stream);
 
 /* A descriptor that is readable when mlacat_dispatch has something to do, the same for the life of the client; the

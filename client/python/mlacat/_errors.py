@@ -58,7 +58,8 @@ class ServiceLost(Error):
 
 class StreamFailed(Error):
     """An earlier call that was ordered on this CUDA stream failed, or the daemon went away under it: the content of its
-    output is undefined. Raised once, by the next call on that stream or by Client.check; `code` is the call's."""
+    output is undefined. Raised once, by the next call on that stream, by Client.check or by the client's end (close,
+    with); `code` is the call's."""
 
 
 _CLASSES: dict[int, type[Error]] = {
