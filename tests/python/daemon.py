@@ -35,7 +35,8 @@ def end_with_parent() -> None:
 
 
 class Daemon:
-    def __init__(self, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *options: str, env: dict[str, str] | None = None, mlacatd: str | None = None) -> None:
+        self.mlacatd = mlacatd or program("mlacatd")
         self.folder = tempfile.mkdtemp(prefix="mlacat-")
         self.socket = f"{self.folder}/socket"
         self.options = options
@@ -46,7 +47,7 @@ class Daemon:
     def start(self) -> None:
         with open(f"{self.folder}/log", "ab") as log:
             self.process = subprocess.Popen(
-                [program("mlacatd"), "--socket", self.socket, *self.options],
+                [self.mlacatd, "--socket", self.socket, *self.options],
                 stdout=log,
                 stderr=log,
                 env=self.env,

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call costs the runner: its Python thread, and the time on its CUDA stream.
 
-    run.sh BUILD --bench [--tokens 4096] [--heads 128] [--root SOURCES]
+    run.sh BUILD --bench [--tokens 4096] [--heads 128] [--root SOURCES] [--starts N [--mlacatd PATH ...]]
 
 DeepSeek-V3 prefill by default. Ways: the service, torch's slice assignment (two copies), and the service's kernel in
 this process (where BUILD has libmlacat_in_process.so and NVRTC is there). Thread: microseconds until the call returns.
 Stream: between CUDA events around the call, with the runner's work (matrix products) before and after it in the same
 stream, long enough that the thread is ahead of the GPU. The median of many counts, the ways take turns. Results are
 compared bit for bit first.
+
+With --starts N only the stream's row, and for each of N starts of the daemon, beside the kernel in process: how much
+one start differs from the next, and, with --mlacatd several times, one build of mlacatd from another, in turns.
 
 Goals: thread at most 0.6 of the slices; stream, under MPS, at most 1.10 of the kernel in process and 0.42 of the
 slices. Each is shown with its reference; exit status 1 if one is missed.
@@ -29,11 +32,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 import mlacat  # noqa: E402
-from daemon import Daemon  # noqa: E402
+from daemon import Daemon, program  # noqa: E402
 
 P, R = 128, 64
 THREAD_ROUNDS, THREAD_CALLS = 100, 30
 STREAM_ROUNDS = 400
+START_ROUNDS = 300
 WARM_UP = 20
 SIDE = 4096  # of the matrices of the runner's work
 THREAD_GOAL = {"slices": 0.6}
@@ -164,12 +168,52 @@ def started(daemon: Daemon) -> tuple[int, int, int]:
     return device["gated_calls"], device["armed_calls"], device["armed_lapses"]
 
 
+def measure_start(path: str, ways: dict[str, Callable], arguments, work) -> float:
+    """Starts that mlacatd, prints a line, and gives the median time over the kernel in process."""
+    daemon = Daemon("--device", "auto", mlacatd=path)
+    mlacat.configure(socket=daemon.socket, name="bench")
+    seen = in_turns(ways, START_ROUNDS, lambda call: stream_us(call, arguments, work))
+    calls, armed, lapses = started(daemon)
+    mlacat.default_client().check()
+    mlacat.configure()
+    daemon.close()
+    service_us, kernel_us = (statistics.median(seen[way]) for way in ("service", "in process"))
+    p95 = statistics.quantiles(seen["service"], n=20)[-1]
+    print(f"  {path}: {service_us:.2f} us (p95 {p95:.2f}), in process {kernel_us:.2f}, "
+          f"{service_us - kernel_us:+.2f} us, {service_us / kernel_us:.3f}; "
+          f"of {calls} calls the GPU started {armed} by itself, it gave {lapses} back",
+          flush=True)
+    return service_us - kernel_us
+
+
+def compare_starts(options, ways: dict[str, Callable], arguments) -> None:
+    work = [torch.randn(SIDE, SIDE, device="cuda").bfloat16() for _ in range(3)]
+    paths = options.mlacatd or [program("mlacatd")]
+    over: dict[str, list[float]] = {path: [] for path in paths}
+    print(f"caller's stream, {options.starts} starts of each daemon in turns")
+    for start in range(options.starts):
+        for path in paths if start % 2 == 0 else reversed(paths):
+            over[path].append(measure_start(path, ways, arguments, work))
+    print("more than in process: median, least, most")
+    for path, values in over.items():
+        print(f"  {path}: {statistics.median(values):.2f} us, {min(values):.2f}, {max(values):.2f}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--heads", type=int, default=128)
     parser.add_argument("--root", default=str(pathlib.Path(__file__).resolve().parents[3]))
+    parser.add_argument("--starts", type=int, default=0, help="only the stream's row, for so many starts of the daemon")
+    parser.add_argument("--mlacatd", action="append", help="the daemon to start; several are compared")
     options = parser.parse_args()
+    if options.starts:
+        in_process = kernel_in_process(options.root)
+        if in_process is None:
+            parser.error("--starts needs libmlacat_in_process.so and NVRTC")
+        compare_starts(options, {"service": service, "in process": in_process},
+                       tensors(options.tokens, options.heads))
+        return 0
     daemon = Daemon("--device", "auto")
     mlacat.configure(socket=daemon.socket, name="bench")
     ways: dict[str, Callable] = {"service": service, "slices": slices}
