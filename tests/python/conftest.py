@@ -42,6 +42,17 @@ def as_default(monkeypatch):
     mlacat.configure()
 
 
+@pytest.fixture
+def rest(monkeypatch):
+    """rest(seconds): how long each rest from a lost daemon is."""
+
+    def set_rest(seconds):
+        monkeypatch.setattr(mlacat._functions, "REST_SECONDS", seconds)
+        monkeypatch.setattr(mlacat._functions, "REST_SECONDS_MOST", seconds)
+
+    return set_rest
+
+
 def pytest_terminal_summary(terminalreporter):
     """Counts as cmocka programs print them, for tests/tally.awk."""
     stats = terminalreporter.stats

@@ -22,6 +22,13 @@ def trio(client, tokens=3):
     return k, k_nope, k_rope
 
 
+def plain_trio():
+    """The same in memory that is not shared, k filled too."""
+    k, k_nope, k_rope = [np.full(shape, 5, np.uint16) for shape in ((3, 4, 192), (3, 4, 128), (3, 1, 64))]
+    k_rope[...] = 6
+    return k, k_nope, k_rope
+
+
 def is_right(k):
     bits = k.view(np.uint16)
     return bool((bits[..., :128] == 5).all() and (bits[..., 128:] == 6).all())
@@ -298,14 +305,13 @@ def test_default_client(shared_daemon, as_default, monkeypatch):
 def test_default_client_without_a_daemon(as_default, monkeypatch):
     as_default("/nowhere/socket")
     assert not mlacat.is_available() and not mlacat.supports("concat_mla_k")
-    arrays = [np.full(shape, 5, np.uint16) for shape in ((3, 4, 192), (3, 4, 128), (3, 1, 64))]
+    arrays = plain_trio()
     with pytest.raises(mlacat.ServiceLost):
         mlacat.concat_mla_k(*arrays)
     mlacat.concat_mla_k(*(array[:0] for array in arrays))  # nothing to do
     with pytest.raises(mlacat.ArgumentError):
         mlacat.concat_mla_k(arrays[0][:0], arrays[1][:0], arrays[1][:0])
     mlacat.configure(socket="/nowhere/socket", fallback="torch")
-    arrays[2][...] = 6
     mlacat.concat_mla_k(*arrays)
     assert is_right(arrays[0])
 

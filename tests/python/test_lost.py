@@ -13,20 +13,9 @@ import pytest
 
 import mlacat
 from mlacat import _functions
-from test_lifecycle import is_right, run_child, trio
+from test_lifecycle import is_right, plain_trio, run_child, trio
 
 LONG = 3600.0
-
-
-@pytest.fixture
-def rest(monkeypatch):
-    """rest(seconds): how long each rest is."""
-
-    def set_rest(seconds):
-        monkeypatch.setattr(_functions, "REST_SECONDS", seconds)
-        monkeypatch.setattr(_functions, "REST_SECONDS_MOST", seconds)
-
-    return set_rest
 
 
 def seconds_of(function, *arguments, times=1):
@@ -65,7 +54,7 @@ def test_rests_get_longer_and_begin_again(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(_functions, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     client = Faulty()
-    arrays = [np.zeros(shape, np.uint16) for shape in ((2, 4, 192), (2, 4, 128), (2, 1, 64))]
+    arrays = plain_trio()
     client.concat_mla_k(*arrays)
     for seconds in (1, 2, 4, 8, 16, 30, 30):
         asked = len(client.probes)
@@ -132,7 +121,7 @@ def test_default_client_that_never_connected(daemon, as_default, rest):
     """A daemon that listens and does not answer costs the whole connect_timeout, but not each time."""
     rest(0.01)
     as_default(daemon, fallback="torch", connect_timeout=2.0)
-    arrays = [np.full(shape, 5, np.uint16) for shape in ((3, 4, 192), (3, 4, 128), (3, 1, 64))]
+    arrays = plain_trio()
     daemon.send(signal.SIGSTOP)
     try:
         assert seconds_of(mlacat.concat_mla_k, *arrays) > 1.9
@@ -179,8 +168,7 @@ def test_threads_share_the_first_wait(daemon, as_default, rest):
     as_default(daemon, fallback="torch", connect_timeout=1.0)
     daemon.send(signal.SIGSTOP)
     try:
-        trios = [[np.full(shape, 5, np.uint16) for shape in ((3, 4, 192), (3, 4, 128), (3, 1, 64))] for _ in range(6)]
-        threads = [threading.Thread(target=mlacat.concat_mla_k, args=arrays) for arrays in trios]
+        threads = [threading.Thread(target=mlacat.concat_mla_k, args=plain_trio()) for _ in range(6)]
         begin = time.monotonic()
         for thread in threads:
             thread.start()
@@ -196,7 +184,7 @@ def test_threads_ask_once_for_all(rest):
     """Who asks does not keep others waiting."""
     rest(LONG)
     client = Faulty()
-    arrays = [np.zeros(shape, np.uint16) for shape in ((2, 4, 192), (2, 4, 128), (2, 1, 64))]
+    arrays = plain_trio()
     client.concat_mla_k(*arrays)
     asks, may_end = threading.Event(), threading.Event()
 
@@ -228,8 +216,7 @@ def test_forked_child_asks_itself(daemon, rest):
         daemon.start()
 
         def child():
-            theirs = [np.full(shape, 5, np.uint16) for shape in ((3, 4, 192), (3, 4, 128), (3, 1, 64))]
-            client.concat_mla_k(*theirs)
+            client.concat_mla_k(*plain_trio())
             return not client._lost and client.server()["pid"] == daemon.process.pid
 
         assert run_child(child) == 0

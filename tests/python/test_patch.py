@@ -85,9 +85,8 @@ def test_patched_function_falls_back_to_the_original(packages, arrays):
 
 
 @pytest.mark.parametrize("fallback", ["original", "torch"])
-def test_patched_functions_do_not_wait_for_a_lost_daemon(packages, daemon, as_default, monkeypatch, fallback):
-    monkeypatch.setattr(mlacat._functions, "REST_SECONDS", 3600.0)
-    monkeypatch.setattr(mlacat._functions, "REST_SECONDS_MOST", 3600.0)
+def test_patched_functions_do_not_wait_for_a_lost_daemon(packages, daemon, as_default, rest, monkeypatch, fallback):
+    rest(3600.0)
     monkeypatch.setattr(mlacat._functions, "PROBE_MS", 5000)
     as_default(daemon, reconnect_timeout=0.5)
     client = mlacat.default_client()

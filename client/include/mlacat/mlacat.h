@@ -367,10 +367,10 @@ struct mlacat_call {
  * wrong size, an operand without buffer, a buffer or an event of another client. On a stream that a stream-ordered call
  * has failed, that call's error. Everything else that is wrong with a call is told in its result: the daemon checks it,
  * once. It ends with INVALID_ARGUMENT (shapes or strides that do not fit the op, an operand that reaches past its
- * buffer or is on another device, an output that overlaps itself or an input), UNIMPLEMENTED (no such
- * op), RESOURCE_EXHAUSTED (max_calls of the daemon are in flight on the client's streams without a ring),
- * DEADLINE_EXCEEDED, CANCELLED, UNAVAILABLE, or with what happened to the device. Blocks while the socket or the
- * ring is full; takes in completions meanwhile, but runs no callback.
+ * buffer or is on another device, an output that overlaps itself or an input), UNIMPLEMENTED (no such op),
+ * RESOURCE_EXHAUSTED (max_calls of the daemon are in flight on the client's streams without a ring), DEADLINE_EXCEEDED,
+ * CANCELLED, UNAVAILABLE, or with what happened to the device. Blocks while the socket or the ring is full; takes in
+ * completions meanwhile, but runs no callback.
  */
 MLACAT_API enum mlacat_status mlacat_submit(struct mlacat_stream *stream, const struct mlacat_call *call,
                                             uint64_t *call_id);
@@ -431,10 +431,9 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
  * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one),
  * INVALID_ARGUMENT (this process does not use CUDA; `call` has a callback, or is wrong in a way that needs no daemon to
- * see),
- * UNAVAILABLE (a stream that was closed had the ring, and its CUDA stream has not come to its last calls for 2 s),
- * INTERNAL with scope CALL (the CUDA driver failed), the rest as mlacat_submit. INTERNAL with scope STREAM: the driver
- * failed midway, the call may still run, and the stream is failed.
+ * see), UNAVAILABLE (a stream that was closed had the ring, and its CUDA stream has not come to its last calls for
+ * 2 s), INTERNAL with scope CALL (the CUDA driver failed), the rest as mlacat_submit. INTERNAL with scope STREAM: the
+ * driver failed midway, the call may still run, and the stream is failed.
  */
 MLACAT_API enum mlacat_status mlacat_submit_on_stream(struct mlacat_stream *stream, const struct mlacat_call *call,
                                                       void *cu_stream, uint64_t *call_id);

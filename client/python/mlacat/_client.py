@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Any
 
-from . import _dtypes, _functions, _mlacat, _torch
+from . import _dtypes, _forks, _functions, _mlacat, _torch
 from ._errors import ArgumentError, Error, PreconditionError, StreamFailed
 
 
@@ -121,10 +121,11 @@ def _without_traceback(error: Error) -> Error:
 
 
 class _Default(_functions.Functions):
-    """The client behind the functions of the package: connects at the first call."""
+    """The client behind the functions of the package: connects at the first call. There is one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock: threading.Lock
+        _forks.keep_lock(self, "_lock")
         self._options: dict[str, Any] = {}
         self._client: Client | None = None
         self._failures = 0  # attempts to connect
@@ -195,12 +196,8 @@ class _Default(_functions.Functions):
             return False
         return True
 
-    def renew_lock(self) -> None:
-        self._lock = threading.Lock()
-
 
 default = _Default()
-os.register_at_fork(after_in_child=default.renew_lock)
 atexit.register(default.forget)
 
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import Any
 
-from . import _mlacat, _torch
+from . import _forks, _mlacat, _torch
 from ._errors import ArgumentError, ArgumentTypeError, Error, StreamFailed
 
 # Numbers of the extension's rules.
@@ -20,15 +21,8 @@ REST_SECONDS = 1.0
 REST_SECONDS_MOST = 30.0
 PROBE_MS = 20
 
-_rest_lock = threading.Lock()  # of all rests; held for a few instructions
-
-
-def _renew_lock() -> None:
-    global _rest_lock
-    _rest_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
+_rest_lock: threading.Lock  # of all rests; held for a few instructions
+_forks.keep_lock(sys.modules[__name__], "_rest_lock")
 
 
 def check_fallback(fallback: str) -> str:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import warnings
 from typing import Any, ContextManager
+
+from . import _forks
 
 _LEGACY_DEFAULT_STREAMS = (0, 1)  # cudaStreamLegacy is 1
 ORIGINAL = "mlacat_original"  # of what mlacat.patch() puts in place of torch's empty_cache
@@ -20,16 +21,9 @@ def is_compiling() -> bool:
 
 
 _library: Any = None  # torch.library.Library: the ops live as long as it does
-_registering = threading.Lock()
+_registering: threading.Lock
+_forks.keep_lock(sys.modules[__name__], "_registering")
 _is_refused = False
-
-
-def _renew_lock() -> None:
-    global _registering
-    _registering = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
 
 
 def register() -> bool:

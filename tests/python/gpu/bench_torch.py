@@ -39,7 +39,7 @@ THREAD_ROUNDS, THREAD_CALLS = 100, 30
 STREAM_ROUNDS = 400
 START_ROUNDS = 300
 WARM_UP = 20
-SIDE = 4096  # of the matrices of the runner's work
+SIDE = 4096
 THREAD_GOAL = {"slices": 0.6}
 STREAM_GOAL = {"in process": 1.10, "slices": 0.42}
 
@@ -92,6 +92,11 @@ def tensors(tokens: int, heads: int):
     k_nope = torch.randn(tokens, heads, 2 * P, device="cuda").bfloat16()[..., :P]
     k_rope = torch.randn(tokens, 1, 2112, device="cuda").bfloat16()[..., 2048:]
     return torch.empty(tokens, heads, P + R, dtype=torch.bfloat16, device="cuda"), k_nope, k_rope
+
+
+def runner_work():
+    """The matrices of the runner's work: two factors, and where their product goes."""
+    return [torch.randn(SIDE, SIDE, device="cuda").bfloat16() for _ in range(3)]
 
 
 def thread_us(call: Callable, arguments) -> float:
@@ -187,7 +192,7 @@ def measure_start(path: str, ways: dict[str, Callable], arguments, work) -> floa
 
 
 def compare_starts(options, ways: dict[str, Callable], arguments) -> None:
-    work = [torch.randn(SIDE, SIDE, device="cuda").bfloat16() for _ in range(3)]
+    work = runner_work()
     paths = options.mlacatd or [program("mlacatd")]
     over: dict[str, list[float]] = {path: [] for path in paths}
     print(f"caller's stream, {options.starts} starts of each daemon in turns")
@@ -230,7 +235,7 @@ def main() -> int:
         results.append(arguments[0].clone())
     assert all(torch.equal(results[0].view(torch.int16), result.view(torch.int16)) for result in results[1:])
     mps = "CUDA_MPS_PIPE_DIRECTORY" in os.environ
-    work = [torch.randn(SIDE, SIDE, device="cuda").bfloat16() for _ in range(3)]
+    work = runner_work()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, mlacat {mlacat.__version__}, bf16, "
           f"N={options.tokens}, H={options.heads}, MPS {'on' if mps else 'off'}")
     small = tensors(16, options.heads)
