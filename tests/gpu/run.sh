@@ -63,6 +63,7 @@ mkdir "$XDG_CACHE_HOME"
 : >"$work/table"
 : >"$work/started"
 all_began=$(date +%s)
+head -n 1 /proc/driver/nvidia/version 2>/dev/null # for who notes the figures
 failed=0
 mode=plain
 mps=''
