@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# run.sh         builds and tests: gcc debug build, address + undefined-behaviour sanitizers, lint. Under 10 minutes
-#                on 2 cores.
-# run.sh --all   and: clang, thread sanitizer, fuzzing, long tests (soak, demo, benchmarks), installation, aarch64
-#                cross-build, the GPU where there is one.
+# run.sh         builds and tests: gcc debug build, address + undefined-behaviour sanitizers, lint, demo. Under 10
+#                minutes on 2 cores.
+# run.sh --all   and: clang, thread sanitizer, fuzzing, long tests, soak, benchmarks, installation, aarch64 cross-build,
+#                the GPU where there is one.
 #
 # Installs what is missing (deploy/install-deps.sh). Every failing test shows its output; the last line is "N passed,
 # N failed, N skipped" over everything that ran, a cmocka program counting as its cases. Builds stay in build/.

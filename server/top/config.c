@@ -290,7 +290,7 @@ void config_help(FILE *out)
                  "Serves concat-MLA kernels on memory that clients share.\n\n"
                  "  --config FILE\n        INI file with the options below under [" SECTION
                  "]; default: " CONFIG_DEFAULT_FILE ", if it exists\n"
-                 "  --print-config\n        print what is in force and where each value came from, and exit\n"
+                 "  --print-config\n        print what would be used and where each value comes from, and exit\n"
                  "  --help, --version\n\n"
                  "In the file '_' stands for '-'. The command line wins over the file. SIGHUP reads both again;\n"
                  "options marked * then take their new value, the others need a restart.\n\n");

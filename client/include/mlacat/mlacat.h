@@ -422,11 +422,11 @@ MLACAT_API enum mlacat_status mlacat_cancel(struct mlacat_stream *stream, uint64
  * When a call does not end well the mlacat stream is failed: each later submit, and mlacat_stream_status, returns the
  * code and the message of the first such call, nothing is ever repeated, and the content of outputs is undefined. The
  * CUDA stream goes on all the same:
- *   - the call fails or is cancelled: at once, with the call's code;
- *   - the daemon has exited: when it has, with UNAVAILABLE;
- *   - the daemon ends the connection and lives on: when what the daemon has launched has ended, but after 2 s in any
- *     case (50 ms where the kernel has no pidfd), with UNAVAILABLE or ABORTED;
- *   - mlacat_disconnect, and the close of a stream that has failed: it goes on, too.
+ *   - the call fails or is cancelled: in its turn, behind the calls before it, with the call's code;
+ *   - the daemon exits: when it has, with UNAVAILABLE;
+ *   - the daemon ends the connection, or mlacat_disconnect does, and the daemon lives on: when what it has launched has
+ *     ended, but after 2 s in any case (50 ms where the kernel has no pidfd), with UNAVAILABLE or ABORTED;
+ *   - the close of a stream that has failed lets it go on, too.
  *
  * Refused before anything is given to the CUDA stream: UNIMPLEMENTED (the host device), FAILED_PRECONDITION (a stream
  * without a ring; the CUDA stream is being captured into a graph; another CUDA stream than the bound one),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call costs the runner: its Python thread, and the time on its CUDA stream.
 
-    run.sh BUILD --bench [--tokens 4096] [--heads 128] [--root SOURCES] [--starts N [--mlacatd PATH ...]]
+    run.sh BUILD --bench [--tokens 4096] [--heads 128] [--root SOURCES] [--starts N [--mlacatd PATH]...]
 
 DeepSeek-V3 prefill by default. Ways: the service, torch's slice assignment (two copies), and the service's kernel in
 this process (where BUILD has libmlacat_in_process.so and NVRTC is there). Thread: microseconds until the call returns.
@@ -10,7 +10,8 @@ stream, long enough that the thread is ahead of the GPU. The median of many coun
 compared bit for bit first.
 
 With --starts N only the stream's row, and for each of N starts of the daemon, beside the kernel in process: how much
-one start differs from the next, and, with --mlacatd several times, one build of mlacatd from another, in turns.
+one start differs from the next, and, with --mlacatd (an absolute path) several times, one build of mlacatd from
+another, in turns.
 
 Goals: thread at most 0.6 of the slices; stream, under MPS, at most 1.10 of the kernel in process and 0.42 of the
 slices. Each is shown with its reference; exit status 1 if one is missed.
@@ -99,6 +100,15 @@ def runner_work():
     return [torch.randn(SIDE, SIDE, device="cuda").bfloat16() for _ in range(3)]
 
 
+def compare_results(ways: dict[str, Callable], arguments) -> None:
+    results = []
+    for call in ways.values():
+        arguments[0].zero_()
+        call(*arguments)
+        results.append(arguments[0].clone())
+    assert all(torch.equal(results[0].view(torch.int16), result.view(torch.int16)) for result in results[1:])
+
+
 def thread_us(call: Callable, arguments) -> float:
     torch.cuda.synchronize()
     began = time.perf_counter()
@@ -177,6 +187,7 @@ def measure_start(path: str, ways: dict[str, Callable], arguments, work) -> floa
     """Starts that mlacatd, prints a line, and gives the median time over the kernel in process."""
     daemon = Daemon("--device", "auto", mlacatd=path)
     mlacat.configure(socket=daemon.socket, name="bench")
+    compare_results(ways, arguments)
     seen = in_turns(ways, START_ROUNDS, lambda call: stream_us(call, arguments, work))
     calls, armed, lapses = started(daemon)
     mlacat.default_client().check()
@@ -210,7 +221,7 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=128)
     parser.add_argument("--root", default=str(pathlib.Path(__file__).resolve().parents[3]))
     parser.add_argument("--starts", type=int, default=0, help="only the stream's row, for so many starts of the daemon")
-    parser.add_argument("--mlacatd", action="append", help="the daemon to start; several are compared")
+    parser.add_argument("--mlacatd", action="append", help="absolute path of the daemon to start; several are compared")
     options = parser.parse_args()
     if options.starts:
         in_process = kernel_in_process(options.root)
@@ -228,12 +239,7 @@ def main() -> int:
     else:
         print("libmlacat_in_process.so or NVRTC is not here: the kernel is not measured in process")
     arguments = tensors(options.tokens, options.heads)
-    results = []
-    for call in ways.values():
-        arguments[0].zero_()
-        call(*arguments)
-        results.append(arguments[0].clone())
-    assert all(torch.equal(results[0].view(torch.int16), result.view(torch.int16)) for result in results[1:])
+    compare_results(ways, arguments)
     mps = "CUDA_MPS_PIPE_DIRECTORY" in os.environ
     work = runner_work()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, mlacat {mlacat.__version__}, bf16, "
