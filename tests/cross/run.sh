@@ -40,17 +40,24 @@ fi
 # Not under the emulator. unit_conn: when a control message is cut, qemu-user leaves descriptors open that the kernel
 # would have closed. unit_jit_compile, unit_cuda_jit: their helper is /proc/self/exe, which is the emulator here.
 # unit_cuda_{arm,lanes,side,words}: it has no mremap from size 0. unit_ring_pages, unit_client_ring_restart: it keeps
-# mprotect and MADV_DONTFORK to itself. unit_buffer_table: it lets a load-acquire pass a store-release; with a fence in
-# between, which the architecture does not need, the test passes.
+# mprotect and MADV_DONTFORK to itself.
 left_out='unit_conn unit_jit_compile unit_cuda_jit unit_cuda_arm unit_cuda_lanes unit_cuda_side unit_cuda_words
-    unit_ring_pages unit_client_ring_restart unit_buffer_table'
+    unit_ring_pages unit_client_ring_restart'
+# On one CPU. On an x86 machine of several, qemu-user 7.2 lets a load-acquire pass a store-release of another address,
+# which the architecture forbids: a thread saw a name whose buffer another one had freed. The threads of one CPU see
+# each other's accesses in order.
+cpu=$(LC_ALL=C taskset -cp $$ | sed 's/.*: *//; s/[-,].*//')
 # shellcheck disable=SC2086 # many words
-ctest --test-dir build/aarch64 -L 'unit|abi' -LE long -E "^($(echo $left_out | tr ' ' '|'))\$" \
+taskset -c "$cpu" ctest --test-dir build/aarch64 -L 'unit|abi' -LE long -E "^($(echo $left_out | tr ' ' '|'))\$" \
     --output-on-failure --timeout 300 2>&1 | tee "$work/out"
 awk -f tests/tally.awk build/aarch64/Testing/Temporary/LastTest.log "$work/out" >"$work/tally"
 sed -n 's/^skip /skip  /p' "$work/tally"
 # shellcheck disable=SC2046 # three numbers
 set -- $(sed -n 's/^count //p' "$work/tally")
+if [ $# -ne 3 ] || [ $(($1 + $2)) -eq 0 ]; then
+    echo "no test ran"
+    exit 1
+fi
 skipped=$3
 for name in $left_out; do
     echo "skip  $name not what it is under qemu-user"
