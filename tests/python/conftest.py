@@ -28,6 +28,12 @@ def client(shared_daemon):
         yield client
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """is_available() gives a daemon that answers more time than a user would: the machine may be slow."""
+    monkeypatch.setattr(mlacat._client, "ANSWER_MS", 30000)
+
+
 @pytest.fixture
 def as_default(monkeypatch):
     """as_default(daemon or path): the functions of the package use that one."""

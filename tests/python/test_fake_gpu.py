@@ -53,6 +53,20 @@ def run(client, gpu, trio, stream):
     assert trio.is_right()
 
 
+def make_it_fail(gpu, daemon, client, stream):
+    """By an input that overlaps the output: only the daemon looks at that."""
+    trio = Trio(gpu.alloc(Trio.BYTES))
+    n, h, p, r = Trio.N, Trio.H, Trio.P, Trio.R
+    inside = dlpack.Array(trio.at[0] + 2 * r, (n, h, p), (h * (p + r), p + r, 1), device=(dlpack.CUDA, 0))
+    refused = daemon.stats()["outcomes"]["INVALID_ARGUMENT"]
+    client.concat_mla_k(trio.arrays[0], inside, trio.arrays[2], stream=stream)
+    gpu.synchronize(stream)
+    # The client waits 20 ms for what is to follow: a slow machine may take longer.
+    deadline = time.monotonic() + 30
+    while daemon.stats()["outcomes"]["INVALID_ARGUMENT"] == refused:
+        assert time.monotonic() < deadline
+
+
 def test_one_registration_for_a_segment(gpu, gpu_client):
     segment, stream = gpu.alloc(4 * Trio.BYTES), gpu.stream()
     for part in range(4):
@@ -109,7 +123,7 @@ def test_producers_learn_the_stream_of_the_first_call_too(gpu, gpu_daemon, as_de
 
 def test_options_that_are_set_tell_of_a_failed_stream(gpu, gpu_daemon, as_default):
     as_default(gpu_daemon)
-    make_it_fail(gpu, mlacat.default_client(), gpu.stream())
+    make_it_fail(gpu, gpu_daemon, mlacat.default_client(), gpu.stream())
     with pytest.raises(mlacat.StreamFailed):
         mlacat.configure(socket=gpu_daemon.socket, fallback="torch")
     assert mlacat.default_client().fallback == "torch"
@@ -170,15 +184,10 @@ def test_classes_derived_from_older_tensors(gpu, gpu_client, monkeypatch):
     assert asked == [0, 0]
 
 
-def test_call_that_the_daemon_refuses_fails_its_stream_once(gpu, gpu_client):
+def test_call_that_the_daemon_refuses_fails_its_stream_once(gpu, gpu_daemon, gpu_client):
     stream, other = gpu.stream(), gpu.stream()
-    segment = gpu.alloc(2 * Trio.BYTES)
-    trio = Trio(segment)
-    n, h, p, r = Trio.N, Trio.H, Trio.P, Trio.R
-    # An input that overlaps the output: only the daemon looks at that.
-    inside = dlpack.Array(trio.at[0] + 2 * r, (n, h, p), (h * (p + r), p + r, 1), device=(dlpack.CUDA, 0))
-    gpu_client.concat_mla_k(trio.arrays[0], inside, trio.arrays[2], stream=stream)
-    gpu.synchronize(stream)
+    trio = Trio(gpu.alloc(Trio.BYTES))
+    make_it_fail(gpu, gpu_daemon, gpu_client, stream)
     run(gpu_client, gpu, trio, other)
     with pytest.raises(mlacat.StreamFailed) as caught:
         gpu_client.concat_mla_k(*trio.arrays, stream=stream)
@@ -186,13 +195,10 @@ def test_call_that_the_daemon_refuses_fails_its_stream_once(gpu, gpu_client):
     run(gpu_client, gpu, trio, stream)
 
 
-def test_check_tells_of_a_failed_stream(gpu, gpu_client):
+def test_check_tells_of_a_failed_stream(gpu, gpu_daemon, gpu_client):
     stream = gpu.stream()
     trio = Trio(gpu.alloc(Trio.BYTES))
-    n, h, p, r = Trio.N, Trio.H, Trio.P, Trio.R
-    inside = dlpack.Array(trio.at[0] + 2 * r, (n, h, p), (h * (p + r), p + r, 1), device=(dlpack.CUDA, 0))
-    gpu_client.concat_mla_k(trio.arrays[0], inside, trio.arrays[2], stream=stream)
-    gpu.synchronize(stream)
+    make_it_fail(gpu, gpu_daemon, gpu_client, stream)
     with pytest.raises(mlacat.StreamFailed):
         gpu_client.check()
     gpu_client.check()
@@ -249,12 +255,12 @@ def test_reclaim_has_freed_memory_released(gpu, gpu_daemon, gpu_client):
     before = memory_open_in(gpu_daemon)
     for segment in segments:
         run(gpu_client, gpu, Trio(segment), stream)
-    gpu_client.reclaim()
+    gpu_client.reclaim(30)
     words = 1  # memory of the library's own
     assert gpu_daemon.stats()["buffers"] == words + 3 and memory_open_in(gpu_daemon) == before + words + 3
     for segment in segments[1:]:
         gpu.free(segment)
-    gpu_client.reclaim()
+    gpu_client.reclaim(30)
     assert gpu_daemon.stats()["buffers"] == words + 1 and memory_open_in(gpu_daemon) == before + words + 1
     run(gpu_client, gpu, Trio(segments[0]), stream)
     gpu.free(segments[0])
@@ -445,32 +451,24 @@ def test_freed_memory_is_no_capture(gpu, gpu_client):
     assert not isinstance(caught.value, mlacat.CaptureError)
 
 
-def make_it_fail(gpu, client, stream):
-    trio = Trio(gpu.alloc(Trio.BYTES))
-    n, h, p, r = Trio.N, Trio.H, Trio.P, Trio.R
-    inside = dlpack.Array(trio.at[0] + 2 * r, (n, h, p), (h * (p + r), p + r, 1), device=(dlpack.CUDA, 0))
-    client.concat_mla_k(trio.arrays[0], inside, trio.arrays[2], stream=stream)
-    gpu.synchronize(stream)
-
-
 def test_close_tells_of_a_failed_stream(gpu, gpu_daemon):
     client = mlacat.Client(gpu_daemon.socket)
-    make_it_fail(gpu, client, gpu.stream())
+    make_it_fail(gpu, gpu_daemon, client, gpu.stream())
     with pytest.raises(mlacat.StreamFailed, match="overlaps"):
         client.close()
     assert client.closed and client._held() == {"segments": 0, "streams": 0}
     client.close()
     with pytest.raises(mlacat.StreamFailed), mlacat.Client(gpu_daemon.socket) as client:
-        make_it_fail(gpu, client, gpu.stream())
+        make_it_fail(gpu, gpu_daemon, client, gpu.stream())
     with pytest.raises(ZeroDivisionError), mlacat.Client(gpu_daemon.socket) as client:
-        make_it_fail(gpu, client, gpu.stream())
+        make_it_fail(gpu, gpu_daemon, client, gpu.stream())
         1 / 0
     assert client.closed
 
 
-def test_stream_that_makes_room_has_failed(gpu, gpu_client):
+def test_stream_that_makes_room_has_failed(gpu, gpu_daemon, gpu_client):
     """The call that needs the room is told, and which stream it is not."""
-    make_it_fail(gpu, gpu_client, gpu.stream())
+    make_it_fail(gpu, gpu_daemon, gpu_client, gpu.stream())
     trio = Trio(gpu.alloc(Trio.BYTES))
     with pytest.raises(mlacat.StreamFailed, match="another CUDA stream"):
         for _ in range(40):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from mlacat import _functions
 from test_lifecycle import is_right, plain_trio, run_child, trio
 
 LONG = 3600.0
+ANSWER_MS = mlacat._client.ANSWER_MS  # before the fixture `patience` raises it
 
 
 def seconds_of(function, *arguments, times=1):
@@ -92,9 +94,9 @@ def test_calls_do_not_wait_for_a_lost_daemon(daemon, rest):
         daemon.stop(signal.SIGKILL)
         assert seconds_of(client.concat_mla_k, *arrays) > 0.4  # it might have come back
         arrays[0].view(np.uint16)[...] = 0
-        assert seconds_of(client.concat_mla_k, *arrays, times=100) < 1
+        assert seconds_of(client.concat_mla_k, *arrays, times=100) < 10  # not 50
         assert is_right(arrays[0])
-        assert seconds_of(client.concat_mla_absorb_q, arrays[1], arrays[1], times=100) < 1
+        assert seconds_of(client.concat_mla_absorb_q, arrays[1], arrays[1], times=100) < 10
         daemon.start()
         client.concat_mla_k(*arrays)
         assert client.server()["reconnects"] == 0
@@ -106,9 +108,8 @@ def test_service_is_used_again(daemon, rest):
         arrays = trio(client)
         daemon.stop(signal.SIGKILL)
         client.concat_mla_k(*arrays)
-        begin = time.monotonic()
-        while time.monotonic() < begin + 0.2:  # through many rests, each with a probe
-            assert seconds_of(client.concat_mla_k, *arrays) < 0.4
+        # Through many rests, each with a probe.
+        assert seconds_of(lambda: (client.concat_mla_k(*arrays), time.sleep(0.01)), times=20) < 5  # not 10
         daemon.start()
         call_until(lambda: client.server()["reconnects"] == 1, client.concat_mla_k, *arrays)
         assert not client._lost
@@ -125,7 +126,7 @@ def test_default_client_that_never_connected(daemon, as_default, rest):
     daemon.send(signal.SIGSTOP)
     try:
         assert seconds_of(mlacat.concat_mla_k, *arrays) > 1.9
-        assert max(seconds_of(mlacat.concat_mla_k, *arrays) for _ in range(20)) < 1.5
+        assert seconds_of(mlacat.concat_mla_k, *arrays, times=20) < 20  # not 40
         assert mlacat._client.default._client is None
     finally:
         daemon.send(signal.SIGCONT)
@@ -138,24 +139,31 @@ def test_is_available_asks_the_daemon(daemon, as_default, rest):
     arrays = trio(mlacat.default_client())
     assert mlacat.is_available("host") and mlacat.supports("concat_mla_q", "fp32", "host")
     daemon.stop(signal.SIGKILL)
-    assert seconds_of(mlacat.is_available) < 0.4
+    assert seconds_of(mlacat.is_available) < 10  # not as long as it would wait for an answer
     assert not mlacat.is_available() and not mlacat.supports("concat_mla_k")
     assert mlacat.default_client().supports("concat_mla_k")
     mlacat.concat_mla_k(*arrays)
     daemon.start()
     assert mlacat._client.default._lost
     assert mlacat.is_available() and mlacat.supports("concat_mla_k")
-    mlacat.concat_mla_k(*arrays)  # who has seen the daemon need not rest from it
-    assert mlacat.default_client().server()["reconnects"] == 1
+
+    def ask_and_call():
+        assert mlacat.is_available()
+        mlacat.concat_mla_k(*arrays)  # who has seen the daemon need not rest from it
+
+    call_until(lambda: mlacat.default_client().server()["reconnects"] == 1, ask_and_call)
 
 
-def test_is_available_with_a_daemon_that_does_not_answer(daemon, as_default):
-    as_default(daemon)
+def test_is_available_with_a_daemon_that_does_not_answer(daemon, as_default, monkeypatch):
+    as_default(daemon, connect_timeout=30.0, reconnect_timeout=30.0)
     assert mlacat.is_available()
+    assert ANSWER_MS == 500  # as is_available() says
     daemon.send(signal.SIGSTOP)
     try:
-        assert 0.4 < seconds_of(mlacat.is_available) < 1.9
-        assert not mlacat.is_available()
+        with monkeypatch.context() as patch:
+            patch.setattr(mlacat._client, "ANSWER_MS", ANSWER_MS)
+            assert 0.4 < seconds_of(mlacat.is_available) < 20
+            assert not mlacat.is_available()
     finally:
         daemon.send(signal.SIGCONT)
     assert mlacat.is_available()
@@ -165,7 +173,7 @@ def test_is_available_with_a_daemon_that_does_not_answer(daemon, as_default):
 
 def test_threads_share_the_first_wait(daemon, as_default, rest):
     rest(LONG)
-    as_default(daemon, fallback="torch", connect_timeout=1.0)
+    as_default(daemon, fallback="torch", connect_timeout=2.0)
     daemon.send(signal.SIGSTOP)
     try:
         threads = [threading.Thread(target=mlacat.concat_mla_k, args=plain_trio()) for _ in range(6)]
@@ -174,7 +182,7 @@ def test_threads_share_the_first_wait(daemon, as_default, rest):
             thread.start()
         for thread in threads:
             thread.join()
-        assert time.monotonic() - begin < 3  # not 6
+        assert time.monotonic() - begin < 10  # not 12
         assert mlacat._client.default._rest_seconds == LONG
     finally:
         daemon.send(signal.SIGCONT)
@@ -232,5 +240,10 @@ def test_without_a_fallback_each_call_tries(daemon):
             with pytest.raises(mlacat.ServiceLost):
                 client.concat_mla_k(*arrays)
         daemon.start()
-        call_until(lambda: client.server()["reconnects"] == 1, client.empty, 1)
+
+        def ask():
+            with contextlib.suppress(mlacat.ServiceLost):  # a slow machine may not come back in so short a time
+                client.empty(1)
+
+        call_until(lambda: client.server()["reconnects"] == 1, ask)
         client.concat_mla_k(*arrays)

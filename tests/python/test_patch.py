@@ -101,14 +101,17 @@ def test_patched_functions_do_not_wait_for_a_lost_daemon(packages, daemon, as_de
         begin = time.monotonic()
         for _ in range(100):
             packages.sgl_kernel.concat_mla_k(*arrays)
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 10  # not 50
         assert (k == missing).all()
         daemon.start()
         k[...] = 1
         packages.sgl_kernel.concat_mla_k(*arrays)
         assert (k == missing).all() and client.server()["reconnects"] == 0  # it rests
-        mlacat._client.default._rest_until = 0.0
-        packages.sgl_kernel.concat_mla_k(*arrays)
+        deadline = time.monotonic() + 30
+        while client.server()["reconnects"] == 0:  # a slow machine may not come back at the first try
+            assert time.monotonic() < deadline
+            mlacat._client.default._rest_until = 0.0
+            packages.sgl_kernel.concat_mla_k(*arrays)
         assert (k == 0).all() and client.server()["reconnects"] == 1
 
 
