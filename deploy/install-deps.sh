@@ -157,6 +157,20 @@ known_packages() {
     done
 }
 
+# One package that cannot be fetched keeps apt from all of them: first what must come, then each wish by itself.
+install_apart() {
+    absent=$(missing | grep '^must' || true)
+    # shellcheck disable=SC2046 # a list of words
+    set -- $(known_packages)
+    if [ $# -gt 0 ] && ! apt_get install --no-install-recommends "$@"; then
+        return 0
+    fi
+    absent=$(missing)
+    for package in $(known_packages); do
+        apt_get install --no-install-recommends "$package" || true
+    done
+}
+
 unknown=false
 for package in $(echo "$absent" | packages_of); do
     has_candidate "$package" || unknown=true
@@ -169,9 +183,10 @@ set -- $(known_packages)
 if [ $# -gt 0 ]; then
     echo "install-deps.sh: installing $*"
     # Old lists name files that the mirror no longer has: then once more with new ones.
+    # What still does not come is judged below: only what the level must have stops it.
     apt_get install --no-install-recommends "$@" || {
-        apt_get update
-        apt_get install --no-install-recommends "$@"
+        apt_get update || true
+        apt_get install --no-install-recommends "$@" || install_apart
     }
 fi
 
