@@ -9,6 +9,7 @@
 /* Far more than a poll is meant to take, far less than the calls below do; on a slow machine the call itself tells. */
 #define POLL_MS_MAX 20
 #define POLL_SHARE_MAX 4
+#define TRIES 5
 
 /* Rows of `width` bytes, `apart` bytes from each other in both buffers: built by hand, as op_validate would. */
 static struct device_call rows_copy(const struct imported *target, const struct imported *source, uint64_t rows,
@@ -39,8 +40,8 @@ static uint64_t worked_ms(void)
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-/* Polls until the call has completed; no poll takes longer than POLL_MS_MAX, or than a small part of the call. */
-static void assert_polls_are_short(const struct device_call *call)
+/* Polls until the call has completed. No poll took longer than POLL_MS_MAX, or than a small part of the call. */
+static bool polls_are_short(const struct device_call *call)
 {
     struct device_completion done;
     struct error err;
@@ -55,12 +56,12 @@ static void assert_polls_are_short(const struct device_call *call)
         longest_ms = took_ms > longest_ms ? took_ms : longest_ms;
     }
     assert_int_equal(nr, 1);
-    assert_true(longest_ms <= POLL_MS_MAX || longest_ms * POLL_SHARE_MAX <= worked_ms() - begin_ms);
     assert_int_equal(done.error.code, MLACAT_OK);
+    return longest_ms <= POLL_MS_MAX || longest_ms * POLL_SHARE_MAX <= worked_ms() - begin_ms;
 }
 
 /* In fresh memory, where each page costs most. */
-static void check_rows(uint64_t rows, uint64_t width, uint64_t apart)
+static bool rows_are_short(uint64_t rows, uint64_t width, uint64_t apart)
 {
     const uint64_t bytes = (rows - 1) * apart + width;
     struct imported target = row_memory_new(bytes);
@@ -68,11 +69,20 @@ static void check_rows(uint64_t rows, uint64_t width, uint64_t apart)
     struct device_call call = rows_copy(&target, &source, rows, width, apart);
     source.client.bytes[0] = 66;
     source.client.bytes[bytes - 1] = 77;
-    assert_polls_are_short(&call);
+    bool are_short = polls_are_short(&call);
     assert_int_equal(target.client.bytes[0], 66);
     assert_int_equal(target.client.bytes[bytes - 1], 77);
     row_memory_free(&target);
     row_memory_free(&source);
+    return are_short;
+}
+
+/* A hypervisor that takes the CPU away for a while counts as work here: it does not do so each time. */
+static void check_rows(uint64_t rows, uint64_t width, uint64_t apart)
+{
+    for (int i = 0; i < TRIES && !rows_are_short(rows, width, apart); i++) {
+        assert_true(i + 1 < TRIES);
+    }
 }
 
 static void test_device_polls_are_short_in_one_row_of_128_mib(void **state)

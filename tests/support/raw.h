@@ -163,8 +163,10 @@ struct outcome raw_cancel(struct raw *raw, struct ref stream, uint64_t call_id);
 struct outcome raw_drain(struct raw *raw);
 struct outcome raw_set_log_level(struct raw *raw, const char *level);
 struct counts raw_stats(struct raw *raw);
-/* Health.ready; `reason` (64 bytes, may be NULL) takes the reason. */
+/* Health.ready, which a busy machine can make false while calls run; `reason` (64 bytes, may be NULL) takes why. */
 bool raw_ready(struct raw *raw, char *reason);
+/* Until the loop has answered, and all that it sent before has been taken in. */
+void raw_ping(struct raw *raw);
 
 /* The same, and the reply must be OK. */
 struct ref raw_must_register(struct raw *raw, int fd, uint64_t size_bytes);

@@ -246,6 +246,11 @@ bool raw_ready(struct raw *raw, char *reason)
     return ready;
 }
 
+void raw_ping(struct raw *raw)
+{
+    raw_ready(raw, NULL);
+}
+
 struct ref raw_must_register(struct raw *raw, int fd, uint64_t size_bytes)
 {
     struct ref buffer = {0};

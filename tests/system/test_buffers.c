@@ -258,7 +258,7 @@ static void test_buffers_hole_punched_during_calls(void **state)
         raw_submit(&good, good_stream, &call, 1);
         assert_int_equal(raw_wait(&good, i).code, STATUS_OK);
         assert_true(trial_right(&trial));
-        assert_true(raw_ready(&bad, NULL)); /* takes in the completions that have come */
+        raw_ping(&bad); /* takes in the completions that have come */
     }
     assert_int_equal(raw_wait(&bad, 1).code, STATUS_OK);
     assert_int_equal(raw_wait(&bad, 2).code, STATUS_OK);

@@ -88,7 +88,8 @@ static void expect_each_once(struct raw *raw, uint64_t calls_nr)
         ok_nr += done.outcome.code == STATUS_OK;
     }
     REQUIRE(ok_nr > 0);
-    REQUIRE(raw_ready(raw, NULL) && raw->done_nr == 0, "completions came that nobody asked for");
+    raw_ping(raw);
+    REQUIRE(raw->done_nr == 0, "completions came that nobody asked for");
     free(seen);
 }
 

@@ -72,7 +72,8 @@ static void test_client_connect_gives_the_pidfd_back(void **state)
 static void test_client_connect_refuses_what_cannot_work(void **state)
 {
     struct scene *f = *state;
-    struct mlacat_connect_options options = {.size = sizeof(options), .socket = "/nowhere/at/all"};
+    struct mlacat_connect_options options = {
+        .size = sizeof(options), .socket = "/nowhere/at/all", .connect_timeout_ms = FAKE_PATIENCE_MS};
     struct mlacat_client *client;
     assert_int_equal(mlacat_connect(&options, &client), MLACAT_UNAVAILABLE);
     assert_non_null(strstr(mlacat_error_message(), "/nowhere/at/all"));
@@ -114,7 +115,8 @@ static void test_client_structs_of_other_versions(void **state)
     struct {
         struct mlacat_connect_options options;
         uint64_t later;
-    } grown = {.options = {.size = sizeof(grown), .socket = fake_path(f->fake)}};
+    } grown = {
+        .options = {.size = sizeof(grown), .socket = fake_path(f->fake), .connect_timeout_ms = FAKE_PATIENCE_MS}};
     struct mlacat_client *client;
     assert_int_equal(mlacat_connect(&grown.options, &client), MLACAT_OK);
     mlacat_disconnect(client);
