@@ -78,22 +78,46 @@ uint64_t proc_status_kib(pid_t pid, const char *field)
     return read_field(path, field);
 }
 
-static void add_cpu(const char *path, void *arg)
+/* Of the threads whose name begins with `thread`. */
+struct schedstat {
+    const char *thread;
+    uint64_t ran_ns;
+    uint64_t waited_ns;
+};
+
+static void add_schedstat(const char *path, void *arg)
 {
     char name[600];
-    uint64_t ns = 0;
-    snprintf(name, sizeof(name), "%s/schedstat", path);
+    char thread[32] = "";
+    struct schedstat *sum = arg;
+    struct schedstat one;
+    snprintf(name, sizeof(name), "%s/comm", path);
     FILE *file = fopen(name, "re");
-    REQUIRE(file != NULL && fscanf(file, "%" SCNu64, &ns) == 1, "%s", name);
+    REQUIRE(file != NULL && fgets(thread, sizeof(thread), file) != NULL, "%s", name);
     fclose(file);
-    *(uint64_t *)arg += ns;
+    if (strncmp(thread, sum->thread, strlen(sum->thread)) != 0) {
+        return;
+    }
+    snprintf(name, sizeof(name), "%s/schedstat", path);
+    file = fopen(name, "re");
+    REQUIRE(file != NULL && fscanf(file, "%" SCNu64 " %" SCNu64, &one.ran_ns, &one.waited_ns) == 2, "%s", name);
+    fclose(file);
+    sum->ran_ns += one.ran_ns;
+    sum->waited_ns += one.waited_ns;
 }
 
 uint64_t proc_cpu_ns(pid_t pid)
 {
-    uint64_t ns = 0;
-    each_entry(pid, "task", add_cpu, &ns);
-    return ns;
+    struct schedstat sum = {"", 0, 0};
+    each_entry(pid, "task", add_schedstat, &sum);
+    return sum.ran_ns;
+}
+
+uint64_t proc_waited_ns(pid_t pid, const char *thread)
+{
+    struct schedstat sum = {thread, 0, 0};
+    each_entry(pid, "task", add_schedstat, &sum);
+    return sum.waited_ns;
 }
 
 static void add_switches(const char *path, void *arg)

@@ -21,6 +21,8 @@ uint32_t proc_maps(pid_t pid, const char *text);
 uint64_t proc_status_kib(pid_t pid, const char *field);
 /* Time on a processor, of all threads. */
 uint64_t proc_cpu_ns(pid_t pid);
+/* Time that the threads whose name begins with `thread` wanted a processor and had none. */
+uint64_t proc_waited_ns(pid_t pid, const char *thread);
 /* What the threads did in that time: times a thread was switched away from. */
 uint64_t proc_switches(pid_t pid);
 /* Threads that run, or want to. */
