@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * In every test program of ctest: cmocka knows of the test in the test's thread only. An assertion that fails in
+ * In every cmocka program: cmocka knows of the test in the test's thread only. An assertion that fails in
  * another one, or a signal there, ends the program by exit() without a word: these are that word.
  */
 #include <stdlib.h>
