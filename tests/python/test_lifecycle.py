@@ -34,6 +34,20 @@ def is_right(k):
     return bool((bits[..., :128] == 5).all() and (bits[..., 128:] == 6).all())
 
 
+def seconds_of(function, *arguments, times=1):
+    begin = time.monotonic()
+    for _ in range(times):
+        function(*arguments)
+    return time.monotonic() - begin
+
+
+def call_until(is_true, function, *arguments):
+    deadline = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < deadline
+        function(*arguments)
+
+
 def run_child(body):
     """Runs body in a forked child; its result is the child's status."""
     child = os.fork()

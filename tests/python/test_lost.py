@@ -14,24 +14,10 @@ import pytest
 
 import mlacat
 from mlacat import _functions
-from test_lifecycle import is_right, plain_trio, run_child, trio
+from test_lifecycle import call_until, is_right, plain_trio, run_child, seconds_of, trio
 
 LONG = 3600.0
 ANSWER_MS = mlacat._client.ANSWER_MS  # before the fixture `patience` raises it
-
-
-def seconds_of(function, *arguments, times=1):
-    begin = time.monotonic()
-    for _ in range(times):
-        function(*arguments)
-    return time.monotonic() - begin
-
-
-def call_until(is_true, function, *arguments):
-    deadline = time.monotonic() + 30
-    while not is_true():
-        assert time.monotonic() < deadline
-        function(*arguments)
 
 
 class Faulty(_functions.Functions):
