@@ -92,13 +92,8 @@ run_preset() { # title, preset, more arguments of ctest ...
     $fixed ctest --preset "$preset" -j "$jobs" "$@" 2>&1 | tee "$work/out"
     awk -f tests/tally.awk "build/$preset/Testing/Temporary/LastTest.log" "$work/out" >"$work/tally"
     sed -n 's/^skip //p' "$work/tally" >>"$work/skips"
-    counts=$(sed -n 's/^count //p' "$work/tally")
-    if [ "$counts" = "0 0 0" ]; then
-        echo "preset $preset ran no test"
-        counts="0 1 0"
-    fi
-    # shellcheck disable=SC2086 # three numbers
-    finish $counts
+    # shellcheck disable=SC2046 # three numbers
+    finish $(sed -n 's/^count //p' "$work/tally")
 }
 
 # Skips that nobody has agreed to. In CI each is a failure.

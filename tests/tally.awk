@@ -3,7 +3,7 @@
 # Counts a ctest run for run.sh:  awk -f tally.awk LastTest.log OUTPUT_OF_CTEST
 #
 # A cmocka program counts as its cases, any other program as one. Output: "skip NAME REASON" for everything that was
-# skipped, then "count PASSED FAILED SKIPPED".
+# skipped, then "count PASSED FAILED SKIPPED". A run that ran nothing has failed.
 
 FNR == 1 { file++ }
 
@@ -36,4 +36,10 @@ file == 2 && /^ *[0-9]+\/[0-9]+ Test +#[0-9]+: / {
     }
 }
 
-END { print "count " passed + 0 " " failed + 0 " " skipped + 0 }
+END {
+    if (passed + failed == 0) {
+        print "no test ran" > "/dev/stderr"
+        failed = 1
+    }
+    print "count " passed + 0 " " failed + 0 " " skipped + 0
+}
