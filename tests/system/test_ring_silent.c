@@ -21,7 +21,7 @@
 
 #define SUBMITS 200
 #define TRIES 5         /* on a machine that is busy with other things */
-#define BUSY_PERCENT 50 /* of the time that the worker waits for a CPU */
+#define BUSY_PERCENT 50 /* of the time: a worker that waits so long for a CPU has none of its own */
 #define WORKER "mlacat-worker"
 #define GAP_NS 1000000 /* longer than a client takes a daemon's word for */
 
