@@ -210,8 +210,9 @@ extern "C" __global__ void __launch_bounds__(CONCAT_MLA_MANY_THREADS)
 }
 
 /*
- * Waits for the word, but not for ever: it is a client's. The same answer for all threads of the block. The fence makes
- * what the client wrote before its word known to thread 0, and the barrier to the others.
+ * Waits for the word, but not for ever: it is a client's. The same answer for all threads of the block. The load that
+ * sees the word acquires: what the client wrote before it is known to thread 0, and by the barrier to the others. Only
+ * who lapses needs a fence, which is a trip to host memory and back: all that the block wrote comes before it is told.
  */
 static __device__ __forceinline__ bool pass(const struct concat_mla_gate &gate)
 {
@@ -223,12 +224,12 @@ static __device__ __forceinline__ bool pass(const struct concat_mla_gate &gate)
         u64 value, begin, now;
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
         do {
-            asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(gate.address) : "memory");
+            asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(gate.address) : "memory");
             asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
         } while ((long long)(value - gate.value) < 0 && now - begin < gate.wait_ns);
-        asm volatile("fence.acq_rel.sys;" ::: "memory");
         passed = (long long)(value - gate.value) >= 0;
         if (!passed) {
+            asm volatile("fence.acq_rel.sys;" ::: "memory");
             asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(gate.lapsed), "l"(gate.lapsed_value) : "memory");
         }
     }
@@ -305,6 +306,14 @@ static __device__ __forceinline__ bool is_stamped(const struct concat_mla_ticket
     return number == ticket.number;
 }
 
+/* Not through the first cache, which may keep what the ticket was before. */
+static __device__ __forceinline__ bool is_stamped_now(const struct concat_mla_ticket &ticket)
+{
+    u64 number;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(number) : "l"(ticket.address) : "memory");
+    return number == ticket.number;
+}
+
 extern "C" __global__ void __launch_bounds__(CONCAT_MLA_GATE_THREADS)
     concat_mla_gate(const __grid_constant__ struct concat_mla_gate gate,
                     const __grid_constant__ struct concat_mla_ticket ticket)
@@ -334,12 +343,14 @@ GATED_KERNEL(concat_mla_4_gated, copy_window, unsigned, WINDOW_THREADS)
 GATED_KERNEL(concat_mla_2_gated, copy_window, unsigned short, WINDOW_THREADS)
 GATED_KERNEL(concat_mla_1_gated, copy_window, unsigned char, WINDOW_THREADS)
 
+/* Looks at the ticket while the copy still runs, and again behind it only if that was before the gate had passed. */
 extern "C" __global__ void __launch_bounds__(CONCAT_MLA_GATE_THREADS)
     concat_mla_tail(const __grid_constant__ struct concat_mla_end end,
                     const __grid_constant__ struct concat_mla_ticket ticket)
 {
+    const bool early = is_stamped_now(ticket);
     end_previous();
-    if (is_stamped(ticket)) {
+    if (__syncthreads_or(early) || __syncthreads_or(is_stamped_now(ticket))) {
         tell(end);
     }
 }
