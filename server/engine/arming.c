@@ -48,13 +48,26 @@ static struct arming_plan plan_around(uint64_t gap_ns, uint64_t since_ns)
     return plan;
 }
 
+/* A call that lapses for the first when it is due for the second is late by far more than one that is not armed: what
+ * it leaves on the GPU has to go first. */
+static struct arming_plan plan_for_both(const struct arming_plan *first, const struct arming_plan *second)
+{
+    struct arming_plan plan = *second;
+    plan.look_ns = first->look_ns;
+    plan.arm_ns = before(plan.late_ns, ARMING_MOST_NS, first->arm_ns);
+    return plan;
+}
+
 struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, uint64_t now_ns)
 {
     struct arming_plan first = plan_around(min_u64(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
     struct arming_plan second = plan_around(max_u64(arming->gap_ns[0], arming->gap_ns[1]), since_ns);
     bool longer_is_steady = arming->same_nr >= STEADY_NR && arming->gap_ns[0] > arming->gap_ns[1];
-    if (longer_is_steady && first.late_ns <= second.arm_ns) {
-        first.arm_ns = first.late_ns;
+    if (longer_is_steady) {
+        first.arm_ns = min_u64(first.late_ns, second.arm_ns);
+    }
+    if (first.late_ns > second.arm_ns) {
+        return plan_for_both(&first, &second);
     }
     return now_ns < first.late_ns ? first : second;
 }

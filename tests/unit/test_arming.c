@@ -191,6 +191,58 @@ static void test_arming_steady_waits_are_armed_once(void **state)
     assert_in_range(second.arm_ns, 1 * S + 1 * MS, 1 * S + 2 * MS);
 }
 
+/* A call that follows the plan and whose word comes after `waited_ns`: how often it is armed, in vain and in all. */
+static void call_and_wait(struct arming *arming, uint64_t waited_ns, uint32_t *lapses, uint32_t *armings)
+{
+    uint64_t armed_ns = 0;
+    uint64_t now_ns = 1 * S;
+    while (now_ns < 1 * S + waited_ns) {
+        struct arming_plan plan = arming_plan(arming, 1 * S, now_ns);
+        assert_true(plan.arm_ns >= plan.late_ns || plan.late_ns - plan.arm_ns <= ARMING_MOST_NS);
+        if (now_ns < plan.arm_ns || now_ns + ARMING_LEAST_NS > plan.late_ns || plan.arm_ns <= armed_ns) {
+            now_ns += 1 * US;
+            continue;
+        }
+        armed_ns = now_ns;
+        now_ns = plan.late_ns;
+        (*armings)++;
+        *lapses += plan.late_ns <= 1 * S + waited_ns;
+    }
+    arming_ready(arming, waited_ns);
+}
+
+/* Such a call would wait for what its lapse left on the GPU. */
+static void test_arming_does_not_lapse_when_a_call_is_due(void **state)
+{
+    (void)state;
+    for (uint64_t gap_ns = 100 * US; gap_ns <= 3200 * US; gap_ns *= 2) {
+        for (uint64_t more_ns = 0; more_ns <= 130 * US; more_ns += 10 * US) {
+            struct arming arming = {.gap_ns = {gap_ns + more_ns, gap_ns}};
+            for (int i = 0; i < 10; i++) {
+                uint32_t lapses = 0;
+                uint32_t armings = 0;
+                call_and_wait(&arming, gap_ns + more_ns, &lapses, &armings);
+                assert_int_equal(lapses, 0);
+                assert_int_equal(armings, 1);
+            }
+        }
+    }
+}
+
+/* Calls of two kinds that wait for nearly as long are armed once each, whichever comes. */
+static void test_arming_is_for_both_of_two_waits_that_are_near_each_other(void **state)
+{
+    struct arming arming = {.gap_ns = {200 * US, 260 * US}};
+    uint32_t lapses = 0;
+    uint32_t armings = 0;
+    (void)state;
+    for (uint32_t i = 1; i <= 20; i++) {
+        call_and_wait(&arming, i % 2 ? 200 * US : 260 * US, &lapses, &armings);
+        assert_int_equal(lapses, 0);
+        assert_int_equal(armings, i);
+    }
+}
+
 /* How many calls are not armed before the next one is. */
 static uint32_t skipped(struct arming *arming)
 {
@@ -252,6 +304,8 @@ int main(void)
         cmocka_unit_test(test_arming_spins_for_a_bounded_time),
         cmocka_unit_test(test_arming_expects_the_last_two_kinds_of_wait),
         cmocka_unit_test(test_arming_steady_waits_are_armed_once),
+        cmocka_unit_test(test_arming_does_not_lapse_when_a_call_is_due),
+        cmocka_unit_test(test_arming_is_for_both_of_two_waits_that_are_near_each_other),
         cmocka_unit_test(test_arming_lapses_make_it_rarer),
         cmocka_unit_test(test_arming_one_that_ran_makes_up_for_all),
     };
