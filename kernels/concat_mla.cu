@@ -343,7 +343,8 @@ GATED_KERNEL(concat_mla_4_gated, copy_window, unsigned, WINDOW_THREADS)
 GATED_KERNEL(concat_mla_2_gated, copy_window, unsigned short, WINDOW_THREADS)
 GATED_KERNEL(concat_mla_1_gated, copy_window, unsigned char, WINDOW_THREADS)
 
-/* Looks at the ticket while the copy still runs, and again behind it only if that was before the gate had passed. */
+/* Looks at the ticket while the copy still runs; and again behind it where it saw no stamp: the gate has lapsed, or its
+ * stamp was still on its way. */
 extern "C" __global__ void __launch_bounds__(CONCAT_MLA_GATE_THREADS)
     concat_mla_tail(const __grid_constant__ struct concat_mla_end end,
                     const __grid_constant__ struct concat_mla_ticket ticket)

@@ -40,8 +40,9 @@ struct arming_plan {
 
 /* For a call that is the first of its stream and waits since `since_ns`: around the shorter of the two times until that
  * is over, then around the longer one; around both at once when they are so near each other that the call would lapse
- * for one while it is due for the other. Around a shorter time that has not come for some calls it is only looked for.
- * Armed once for each, a call takes twice ARMING_MOST_NS of a GPU at most. */
+ * for one while it is due for the other. That is for ARMING_MOST_NS at most: two that are 120 us apart or more may
+ * leave too little for the shorter one. A shorter time that has not come for some calls is not armed for on its own,
+ * but looked for. Armed once for each, a call takes twice ARMING_MOST_NS of a GPU at most. */
 struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, uint64_t now_ns);
 
 /* The next pause between two looks at the word, which is not longer than a fraction of the wait; 0: none. */

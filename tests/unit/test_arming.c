@@ -229,17 +229,21 @@ static void test_arming_does_not_lapse_when_a_call_is_due(void **state)
     }
 }
 
-/* Calls of two kinds that wait for nearly as long are armed once each, whichever comes. */
+/* Calls of two kinds that take turns and wait for nearly as long are armed once each. */
 static void test_arming_is_for_both_of_two_waits_that_are_near_each_other(void **state)
 {
-    struct arming arming = {.gap_ns = {200 * US, 260 * US}};
-    uint32_t lapses = 0;
-    uint32_t armings = 0;
     (void)state;
-    for (uint32_t i = 1; i <= 20; i++) {
-        call_and_wait(&arming, i % 2 ? 200 * US : 260 * US, &lapses, &armings);
-        assert_int_equal(lapses, 0);
-        assert_int_equal(armings, i);
+    for (uint64_t gap_ns = 200 * US; gap_ns <= 3200 * US; gap_ns *= 2) {
+        for (uint64_t more_ns = 10 * US; more_ns < 120 * US; more_ns += 10 * US) {
+            struct arming arming = {.gap_ns = {gap_ns, gap_ns + more_ns}};
+            uint32_t lapses = 0;
+            uint32_t armings = 0;
+            for (uint32_t i = 1; i <= 20; i++) {
+                call_and_wait(&arming, i % 2 ? gap_ns : gap_ns + more_ns, &lapses, &armings);
+                assert_int_equal(lapses, 0);
+                assert_int_equal(armings, i);
+            }
+        }
     }
 }
 

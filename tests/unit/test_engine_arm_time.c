@@ -181,7 +181,7 @@ static void test_engine_arm_that_ran_makes_up_for_lapses(void **state)
     send_gated(6, 6, 0); /* with four in vain in a row it would be left out */
     TURN_UNTIL(mlacat_ring_taken(daemon_page) == 6);
     settle();
-    pass(10 * US); /* expected to wait for as long as either before it, which is more than a GPU may wait for it */
+    pass(10 * US); /* from before the one time it is expected at to after the other is more than a GPU may wait */
     TURN_UNTIL(paper.armed == 6);
     say_ready(6);
     assert_int_equal(wait_for(6), MLACAT_OK);

@@ -39,6 +39,7 @@ P, R = 128, 64
 THREAD_ROUNDS, THREAD_CALLS = 100, 30
 STREAM_ROUNDS = 400
 START_ROUNDS = 300
+LATE_US = 10
 WARM_UP = 20
 SIDE = 4096
 THREAD_GOAL = {"slices": 0.6}
@@ -183,8 +184,8 @@ def started(daemon: Daemon) -> tuple[int, int, int]:
     return device["gated_calls"], device["armed_calls"], device["armed_lapses"]
 
 
-def measure_start(path: str, ways: dict[str, Callable], arguments, work) -> float:
-    """Starts that mlacatd, prints a line, and gives the median time over the kernel in process."""
+def measure_start(path: str, ways: dict[str, Callable], arguments, work) -> tuple[float, list[float]]:
+    """Starts that mlacatd, prints a line, and gives the median time over the kernel in process, and each call's."""
     daemon = Daemon("--device", "auto", mlacatd=path)
     mlacat.configure(socket=daemon.socket, name="bench")
     compare_results(ways, arguments)
@@ -199,20 +200,27 @@ def measure_start(path: str, ways: dict[str, Callable], arguments, work) -> floa
           f"{service_us - kernel_us:+.2f} us, {service_us / kernel_us:.3f}; "
           f"of {calls} calls the GPU started {armed} by itself, it gave {lapses} back",
           flush=True)
-    return service_us - kernel_us
+    return service_us - kernel_us, seen["service"]
 
 
 def compare_starts(options, ways: dict[str, Callable], arguments) -> None:
     work = runner_work()
     paths = options.mlacatd or [program("mlacatd")]
     over: dict[str, list[float]] = {path: [] for path in paths}
+    calls: dict[str, list[float]] = {path: [] for path in paths}
+    late: dict[str, int] = {path: 0 for path in paths}
     print(f"caller's stream, {options.starts} starts of each daemon in turns")
     for start in range(options.starts):
         for path in paths if start % 2 == 0 else reversed(paths):
-            over[path].append(measure_start(path, ways, arguments, work))
-    print("more than in process: median, least, most")
+            over_us, calls_us = measure_start(path, ways, arguments, work)
+            over[path].append(over_us)
+            calls[path] += calls_us
+            late[path] += sum(call_us > statistics.median(calls_us) + LATE_US for call_us in calls_us)
+    print("more than in process: median, least, most; of all calls")
     for path, values in over.items():
-        print(f"  {path}: {statistics.median(values):.2f} us, {min(values):.2f}, {max(values):.2f}")
+        print(f"  {path}: {statistics.median(values):.2f} us, {min(values):.2f}, {max(values):.2f}; "
+              f"p99 {statistics.quantiles(calls[path], n=100)[-1]:.1f} us, {late[path]} of {len(calls[path])} took "
+              f"{LATE_US} us more than the median of their start")
 
 
 def main() -> int:
