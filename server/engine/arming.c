@@ -3,6 +3,8 @@
 
 #include "min_max.h"
 
+/* A GPU is not asked to wait for less. */
+#define ARM_LEAST_NS 5000
 /* How far apart two waits may be: a part of them, and what a GPU's clocks and queues do anyway. */
 #define SPREAD_PARTS 64
 #define SPREAD_LEAST_NS 50000
@@ -70,6 +72,11 @@ struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, u
         return plan_for_both(&first, &second);
     }
     return now_ns < first.late_ns ? first : second;
+}
+
+bool arming_is_due(const struct arming_plan *plan, uint64_t armed_ns, uint64_t now_ns)
+{
+    return plan->arm_ns > armed_ns && now_ns >= plan->arm_ns && now_ns + ARM_LEAST_NS <= plan->late_ns;
 }
 
 uint64_t arming_pause_ns(const struct arming_plan *plan, uint64_t since_ns, uint64_t now_ns)

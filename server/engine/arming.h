@@ -17,9 +17,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* A GPU waits for a client's word no longer than this, and is not asked to for less. */
+/* A GPU waits for a client's word no longer than this. */
 #define ARMING_MOST_NS 200000
-#define ARMING_LEAST_NS 5000
 
 struct arming {
     /* How long the last call waited as the first of its stream, and the last one before it that waited for another
@@ -44,6 +43,9 @@ struct arming_plan {
  * leave too little for the shorter one. A shorter time that has not come for some calls is not armed for on its own,
  * but looked for. Armed once for each, a call takes twice ARMING_MOST_NS of a GPU at most. */
 struct arming_plan arming_plan(const struct arming *arming, uint64_t since_ns, uint64_t now_ns);
+
+/* Is it to be armed now? Not again for an expectation that it was armed for at `armed_ns`; 0: it was for none. */
+bool arming_is_due(const struct arming_plan *plan, uint64_t armed_ns, uint64_t now_ns);
 
 /* The next pause between two looks at the word, which is not longer than a fraction of the wait; 0: none. */
 uint64_t arming_pause_ns(const struct arming_plan *plan, uint64_t since_ns, uint64_t now_ns);

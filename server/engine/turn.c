@@ -263,8 +263,7 @@ static void wait_for_word(struct worker *worker, struct stream *stream, struct c
     uint64_t pause_ns = arming_pause_ns(&plan, call->gated_ns, now_ns);
     call->ask_ns = now_ns + pause_ns;
     worker->eager |= pause_ns == 0;
-    bool again = plan.arm_ns <= call->armed_ns; /* once is enough for one expectation */
-    if (!call->unarmed && !again && now_ns >= plan.arm_ns && now_ns + ARMING_LEAST_NS <= plan.late_ns) {
+    if (!call->unarmed && arming_is_due(&plan, call->armed_ns, now_ns)) {
         call->armed_ns = now_ns;
         arm(worker, stream, call, plan.late_ns - now_ns);
     }

@@ -199,7 +199,7 @@ static void call_and_wait(struct arming *arming, uint64_t waited_ns, uint32_t *l
     while (now_ns < 1 * S + waited_ns) {
         struct arming_plan plan = arming_plan(arming, 1 * S, now_ns);
         assert_true(plan.arm_ns >= plan.late_ns || plan.late_ns - plan.arm_ns <= ARMING_MOST_NS);
-        if (now_ns < plan.arm_ns || now_ns + ARMING_LEAST_NS > plan.late_ns || plan.arm_ns <= armed_ns) {
+        if (!arming_is_due(&plan, armed_ns, now_ns)) {
             now_ns += 1 * US;
             continue;
         }
