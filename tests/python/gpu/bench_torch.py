@@ -203,23 +203,26 @@ def measure_start(path: str, ways: dict[str, Callable], arguments, work) -> tupl
     return service_us - kernel_us, seen["service"]
 
 
+def late_calls(calls: list[float]) -> int:
+    late_us = statistics.median(calls) + LATE_US
+    return sum(call_us > late_us for call_us in calls)
+
+
 def compare_starts(options, ways: dict[str, Callable], arguments) -> None:
     work = runner_work()
     paths = options.mlacatd or [program("mlacatd")]
-    over: dict[str, list[float]] = {path: [] for path in paths}
-    calls: dict[str, list[float]] = {path: [] for path in paths}
-    late: dict[str, int] = {path: 0 for path in paths}
+    seen: dict[str, list[tuple[float, list[float]]]] = {path: [] for path in paths}
     print(f"caller's stream, {options.starts} starts of each daemon in turns")
     for start in range(options.starts):
         for path in paths if start % 2 == 0 else reversed(paths):
-            over_us, calls_us = measure_start(path, ways, arguments, work)
-            over[path].append(over_us)
-            calls[path] += calls_us
-            late[path] += sum(call_us > statistics.median(calls_us) + LATE_US for call_us in calls_us)
+            seen[path].append(measure_start(path, ways, arguments, work))
     print("more than in process: median, least, most; of all calls")
-    for path, values in over.items():
-        print(f"  {path}: {statistics.median(values):.2f} us, {min(values):.2f}, {max(values):.2f}; "
-              f"p99 {statistics.quantiles(calls[path], n=100)[-1]:.1f} us, {late[path]} of {len(calls[path])} took "
+    for path, starts in seen.items():
+        over = [over_us for over_us, _ in starts]
+        calls = [call_us for _, of_start in starts for call_us in of_start]
+        late = sum(late_calls(of_start) for _, of_start in starts)
+        print(f"  {path}: {statistics.median(over):.2f} us, {min(over):.2f}, {max(over):.2f}; "
+              f"p99 {statistics.quantiles(calls, n=100)[-1]:.1f} us, {late} of {len(calls)} took "
               f"{LATE_US} us more than the median of their start")
 
 
